@@ -1,0 +1,33 @@
+# Two commands: `make run` (a whole study in minutes) and `make test`.
+# Needs Python 3.11 or newer, make and a C compiler; everything else goes into .venv.
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+RUNS ?= runs
+
+.PHONY: run test lint types install clean
+.DEFAULT_GOAL := run
+
+$(VENV)/.installed: pyproject.toml constraints.txt
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/pip install --quiet --disable-pip-version-check -c constraints.txt torch
+	$(BIN)/pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[dev]'
+	touch $@
+
+install: $(VENV)/.installed
+
+run: install  ## the whole ladder on the embedded images, then the reports
+	$(BIN)/ablate run --through single_noise_level --scale smoke --runs $(RUNS)
+
+test: install  ## the test suite
+	$(BIN)/python -m pytest
+
+lint: install
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check ablation stages tests
+
+types: install
+	$(BIN)/mypy
+
+clean:  ## the environment and caches; run folders stay
+	rm -rf $(VENV) .mypy_cache .ruff_cache build dist

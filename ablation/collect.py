@@ -1,0 +1,101 @@
+"""Turn the store into result records: one flat, JSON-able dict per cell, the only thing reports ever see. Light."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from ablation.config import from_nested
+from ablation.diffusion.feasible import undefined_reason
+from ablation.errors import ConfigError
+from ablation.store import Store, write_text
+
+SCHEMA = 1
+ROLES = ("tokenizer", "encode", "train", "probe", "fid")
+SETTLED = ("failed", "diverged", "skipped")
+
+
+def collect(store: Store, study: Mapping[str, Any]) -> list[dict[str, Any]]:
+    """Return one record per cell of a study, finished or not; holes carry their reason."""
+    records = [_record(store, study, cell) for cell in study["cells"]]
+    untrained = next((record for record in records if record["control"] == "random_init"), None)
+    return [*records, _chance(untrained)] if untrained else records
+
+
+def _chance(record: dict[str, Any]) -> dict[str, Any]:
+    """Return the control that always answers the most frequent class, from a record that measured how frequent it is."""
+    value = record["metrics"].get("chance_top1")
+    metrics = {} if value is None else {"linear_probe_top1": value, "knn_top1": value}
+    return {**record, "cell": record["cell"].replace("random_init", "chance"), "control": "chance", "title": "most frequent class", "metrics": metrics}
+
+
+def _undefined(cell: Mapping[str, Any]) -> dict[str, str]:
+    """Say which metrics a cell cannot have, and why."""
+    reason = undefined_reason(from_nested(cell["config"]).process)
+    return {"fid": reason} if reason else {}
+
+
+def _record(store: Store, study: Mapping[str, Any], cell: Mapping[str, Any]) -> dict[str, Any]:
+    """Join what a cell's jobs left in the store."""
+    metrics: dict[str, Any] = {}
+    protocol: dict[str, Any] = {}
+    state, reason, seconds, memory = "done", "", 0.0, 0.0
+    code: dict[str, Any] = {}
+    versions: dict[str, str] = {}
+    for role in ROLES:
+        job = cell["jobs"].get(role)
+        if job is None:
+            continue
+        found = store.state(job)
+        if found.name != "done":
+            if state == "done" or (state not in SETTLED and found.name in SETTLED):
+                state = found.name if found.name in SETTLED else "missing"
+                reason = found.reason or f"{role} {found.name}"
+            continue
+        done = store.done(job)
+        metrics |= done["metrics"]
+        protocol |= done["protocol"]
+        seconds += done["cost"]["wall_seconds"]
+        memory = max(memory, done["cost"]["peak_memory_gib"])
+        code, versions = code or done["code"], versions or done["versions"]
+    undefined = {} if cell["control"] else _undefined(cell)
+    return {
+        "schema": SCHEMA,
+        "cell": cell["id"],
+        "stage": None if cell["control"] else cell["stage"],
+        **{name: cell[name] for name in ("control", "overrides", "seed", "title", "path", "changes", "labels_used", "incomparable", "config", "jobs")},
+        "scale": study["scale"],
+        "state": state,
+        "reason": reason,
+        "metrics": metrics,
+        "undefined": undefined,
+        "protocol": protocol,
+        "cost": {"wall_seconds": round(seconds, 2), "peak_memory_gib": memory},
+        "code": code,
+        "versions": versions,
+    }
+
+
+def write_records(records: Sequence[Mapping[str, Any]], path: Path) -> None:
+    """Write records as JSON lines, sorted keys, one cell a line."""
+    write_text(path, "".join(json.dumps(record, sort_keys=True) + "\n" for record in records))
+
+
+def read_records(path: Path) -> list[dict[str, Any]]:
+    """Read records from JSON lines; a malformed line raises with its number."""
+    records = []
+    try:
+        lines = path.read_text(encoding="utf-8").splitlines()
+    except OSError as error:
+        raise ConfigError(f"cannot read {path}: {error.strerror}", "Give a results.jsonl file.") from None
+    for number, line in enumerate(lines, 1):
+        try:
+            record = json.loads(line)
+        except ValueError as error:
+            raise ConfigError(f"{path} line {number} is not JSON: {error}", "Mend or remove the line.") from None
+        if record.get("schema") != SCHEMA:
+            raise ConfigError(f"{path} line {number} has schema {record.get('schema')!r}, not {SCHEMA}", "Write it again with this version.")
+        records.append(record)
+    return records

@@ -1,0 +1,91 @@
+"""Load what earlier jobs made: tokenizers, latents, denoisers; and build what belongs to them. Shared by the job kinds."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+import numpy as np
+import torch
+
+from ablation.config import Config
+from ablation.data.images import ImageSet, open_images
+from ablation.data.latents import LatentScaler, LatentStore
+from ablation.denoiser.dit import DiT, build_denoiser
+from ablation.diffusion.prediction import input_dim, output_dim
+from ablation.diffusion.process import Process
+from ablation.diffusion.space import PatchSpace
+from ablation.errors import ArtifactError
+from ablation.jobs.context import JobIO
+from ablation.store import TOKENIZER
+from ablation.tokenizers import build_tokenizer
+from ablation.tokenizers.base import Tokenizer
+from ablation.train.checkpoint import load_tensors
+from ablation.train.noise import stream_seed
+
+
+def images_of(io: JobIO, split: Literal["train", "test"]) -> ImageSet:
+    """Open a split of the job's data."""
+    return open_images(io.config.data, split, io.store.cache)
+
+
+def load_tokenizer(io: JobIO, job_id: str) -> Tokenizer:
+    """Load a fitted tokenizer, frozen, on the job's device."""
+    config = io.config
+    tokenizer = build_tokenizer(config.tokenizer, config.data.image_size, io.parts)
+    path = io.store.artifact(job_id, TOKENIZER)
+    tensors, _ = load_tensors(path)
+    try:
+        tokenizer.load_state_dict(tensors)
+    except RuntimeError as error:
+        raise ArtifactError(f"{path} does not fit the tokenizer: {error}", "Remove the job's folder and run the same command again.") from None
+    return tokenizer.requires_grad_(False).eval().to(io.device)
+
+
+@dataclass(frozen=True)
+class Setting:
+    """Everything around the denoiser of one cell: process, latents, their scale, and the inverse PCA where it is used."""
+
+    config: Config
+    process: Process
+    latents: LatentStore
+    scaler: LatentScaler
+    tokenizer: Tokenizer
+    space: PatchSpace | None
+
+    def fresh_denoiser(self, num_classes: int, seed: int) -> DiT:
+        """Build the cell's network with weights drawn from the seed; the global random state is left as it was."""
+        config, dim = self.config, self.tokenizer.latent_dim
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(stream_seed(seed, "denoiser"))
+            return build_denoiser(
+                config.denoiser,
+                input_dim(self.process, self.space, dim),
+                output_dim(self.process, self.space, dim),
+                self.tokenizer.grid,
+                num_classes,
+            )
+
+
+def load_setting(io: JobIO, encode_job: str, tokenizer_job: str) -> Setting:
+    """Load tokenizer and latents of a cell and build its process, on the job's device."""
+    config = io.config
+    tokenizer = load_tokenizer(io, tokenizer_job)
+    latents = LatentStore(io.store.job_folder(encode_job))
+    scaler = latents.scaler(config.tokenizer.latent_scale).to(io.device)
+    process = Process.from_config(config.process).to(io.device)
+    space = None
+    if tokenizer.orthonormal:
+        space = PatchSpace.build(tokenizer.basis, tokenizer.center, scaler.shift, scaler.scale, tokenizer.patch_size).to(io.device)
+    return Setting(config, process, latents, scaler, tokenizer, space)
+
+
+def batches_of(total: int, size: int) -> list[np.ndarray]:
+    """Cut 0 ... total - 1 into consecutive index arrays of at most `size`."""
+    return [np.arange(start, min(start + size, total)) for start in range(0, total, size)]
+
+
+def save_array(path: Path, shape: tuple[int, ...], dtype: type) -> np.memmap:
+    """Create an .npy file of a shape to be filled through a memory map."""
+    return np.lib.format.open_memmap(path, mode="w+", dtype=dtype, shape=shape)  # type: ignore[no-any-return,no-untyped-call]

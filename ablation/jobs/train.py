@@ -1,0 +1,81 @@
+"""Train the denoiser of one cell."""
+
+from __future__ import annotations
+
+import json
+from typing import Any
+
+from ablation.config import TrainConfig
+from ablation.data.latents import LatentBatches
+from ablation.denoiser.exchange import save_denoiser
+from ablation.diffusion.objective import DenoisingObjective
+from ablation.jobs.context import JobIO
+from ablation.jobs.parts import images_of, load_setting
+from ablation.store import CURVE, DENOISER, DENOISER_AVERAGE
+from ablation.train.loop import Recipe, Trainer
+from ablation.train.noise import stream_seed
+
+CPU_MICRO_BATCH, GPU_MICRO_BATCH = 64, 256
+
+
+def total_steps(train: TrainConfig, images: int) -> int:
+    """Return the number of optimizer steps: train.steps, or as many whole batches as the epochs hold (at least one)."""
+    return train.steps if train.steps is not None else max(1, round(train.epochs * images / train.global_batch))
+
+
+def make_recipe(io: JobIO, images: int) -> Recipe:
+    """Turn the configured recipe into steps: lr = base_lr x global_batch / 256, warm-up as a share of the steps (paper, recipe)."""
+    train = io.config.train
+    steps = total_steps(train, images)
+    return Recipe(
+        steps=steps,
+        global_batch=train.global_batch,
+        lr={"denoiser": train.base_lr * train.global_batch / 256},
+        warmup_steps=int(train.warmup_fraction * steps),
+        betas=(train.beta1, train.beta2),
+        weight_decay=train.weight_decay,
+        clip_grad=train.clip_grad,
+        ema_decay={"denoiser": train.ema_decay},
+        precision=train.precision,
+        seed=stream_seed(io.seed, "training"),
+        micro_batch=min(train.global_batch, CPU_MICRO_BATCH if io.device.type == "cpu" else GPU_MICRO_BATCH),
+        checkpoint_seconds=io.checkpoint_seconds,
+    )
+
+
+def make_trainer(io: JobIO) -> Trainer:
+    """Build the cell's network, objective and batches, and a trainer at the step its last checkpoint reached."""
+    config = io.config
+    setting = load_setting(io, io.inputs["encode"], io.ancestor("encode", "tokenizer"))
+    images = images_of(io, "train")
+    denoiser = setting.fresh_denoiser(images.num_classes, io.seed).to(io.device)
+    num_classes = images.num_classes if config.denoiser.class_conditional else 0
+    objective = DenoisingObjective(
+        denoiser, setting.process, setting.space, num_classes=num_classes, class_dropout=config.denoiser.class_dropout
+    )
+    batches = LatentBatches(
+        setting.latents,
+        setting.scaler,
+        images,
+        sample_posterior=config.tokenizer.sample_posterior,
+        horizontal_flip=config.data.horizontal_flip,
+        with_images=config.process.target == "original",
+        tokenizer=setting.tokenizer if config.data.augmentation == "random_resized_crop" else None,
+        device=io.device,
+    )
+    return Trainer(objective, batches, make_recipe(io, len(images)), io.folder, io.monitor, io.device)
+
+
+def run(io: JobIO) -> dict[str, Any]:
+    """Train; write the last weights and their moving average; return the mean loss over the last tenth of training."""
+    trainer = make_trainer(io)
+    trainer.fit()
+    denoiser = trainer.modules["denoiser"]
+    save_denoiser(denoiser, io.folder / DENOISER)
+    live = {name: value.clone() for name, value in denoiser.state_dict().items()}
+    denoiser.load_state_dict({**live, **trainer.averages["denoiser"].state()})
+    save_denoiser(denoiser, io.folder / DENOISER_AVERAGE)
+    losses = [json.loads(line)["loss"] for line in (io.folder / CURVE).read_text().splitlines()]
+    tail = losses[-max(1, len(losses) // 10) :] or [float("nan")]
+    parameters = sum(parameter.numel() for parameter in denoiser.parameters())
+    return {"metrics": {"final_loss": sum(tail) / len(tail), "steps": trainer.step, "parameters": parameters}}

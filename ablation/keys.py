@@ -1,0 +1,121 @@
+"""Content keys: a job is named by a hash of exactly what it reads.
+
+Equal keys are the same job, so stages share tokenizers, latents and reference statistics without anyone arranging it.
+Settings equal to their declared default are left out of the hash, so that a new setting does not orphan old results.
+This module is light.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Mapping
+from typing import Any
+
+from ablation.config import Config, get_value
+
+EXCLUDED = ("data.path", "tokenizer.perceptual_path", "fid.extractor_path")
+"""Settings that say where something lies, never what it is; no key contains them."""
+
+KIND_VERSIONS = {"reference": 1, "tokenizer": 1, "encode": 1, "train": 1, "probe": 1, "fid": 1}
+"""Job kinds in the order in which a cell runs them; raise a number when a kind's results change meaning."""
+
+_DATA = ("data.source", "data.image_size", "data.train_images", "data.scene_seed")
+_TEST = ("data.test_images",)
+_TOKENIZER_READS: dict[str, tuple[str, ...]] = {
+    "pixels": (),
+    "patch_pca": (),
+    "patch_ae": ("latent_dim", "steps", "global_batch", "base_lr", "precision"),
+    "patch_vae": ("latent_dim", "steps", "global_batch", "base_lr", "precision", "kl_weight"),
+}
+_SCHEDULE_READS = {
+    "ddpm_linear_beta": ("beta_start", "beta_end", "num_timesteps"),
+    "linear_gamma_squared": ("num_timesteps",),
+    "linear_sigma": ("sigma_max", "num_timesteps"),
+    "constant": ("sigma_constant",),
+}
+_FID_READS = tuple(f"fid.{name}" for name in ("samples", "sampler", "sampler_steps", "guidance", "weights", "precision"))
+_PROBE_BOTH = ("block", "timestep", "noisy_input", "input", "weights", "held_out", "neighbours", "knn_temperature", "precision")
+_PROBE_EPOCHS = ("optimizer", "base_lr", "global_batch", "epochs", "warmup_epochs")
+
+
+def canonical_json(value: Any) -> str:
+    """Write a value as JSON with sorted keys and no spaces, so that equal values give equal text."""
+    return json.dumps(value, sort_keys=True, separators=(",", ":"), ensure_ascii=True, allow_nan=False)
+
+
+def digest(value: Any) -> str:
+    """Hash a JSON-able value to 16 hexadecimal digits (64 bits)."""
+    return hashlib.sha256(canonical_json(value).encode()).hexdigest()[:16]
+
+
+def reads(kind: str, config: Config) -> tuple[str, ...]:
+    """List the settings that a job of this kind reads under this configuration, by dotted path."""
+    return tuple(path for path in _reads(kind, config) if path not in EXCLUDED)
+
+
+def _reads(kind: str, config: Config) -> list[str]:
+    """List what a job kind reads; a setting that another setting switches off is not read."""
+    if kind == "reference":
+        return [*_DATA, "fid.extractor", "fid.reference_images"]
+    if kind == "tokenizer":
+        return [*_DATA, *_TEST, *_tokenizer_fit(config)]
+    if kind == "encode":
+        return [*_DATA, *_TEST, "data.horizontal_flip", "tokenizer.latent_dim"]
+    if kind == "train":
+        return _train(config)
+    if kind == "probe":
+        names = _PROBE_BOTH + (_PROBE_EPOCHS if config.probe.mode == "epochs" else ("weight_decays",))
+        return [*_DATA, *_TEST, "probe.mode", *(f"probe.{name}" for name in names)]
+    return ["fid.extractor", *_FID_READS]
+
+
+def _tokenizer_fit(config: Config) -> list[str]:
+    """List the tokenizer settings its fit reads."""
+    tokenizer = config.tokenizer
+    read = ["tokenizer.kind", "tokenizer.patch_size"]
+    if tokenizer.kind in _TOKENIZER_READS:
+        names = _TOKENIZER_READS[tokenizer.kind]
+        return [*read, *(f"tokenizer.{name}" for name in names), *(["data.horizontal_flip"] if names else [])]
+    off = {"latent_scale", "sample_posterior", "kind", "patch_size"}
+    if tokenizer.perceptual_weight == 0:
+        off |= {"perceptual_network"}
+    if tokenizer.adversarial_weight == 0:
+        off |= {"adversarial_start", "discriminator_lr_ratio"}
+    return [*read, "data.horizontal_flip", *(f"tokenizer.{name}" for name in type(tokenizer).model_fields if name not in off)]
+
+
+def _train(config: Config) -> list[str]:
+    """List what a denoiser's training reads."""
+    process, train = config.process, config.train
+    read = ["data.augmentation", "data.horizontal_flip", "tokenizer.latent_scale"]
+    if config.tokenizer.kind not in ("patch_ae", "patch_pca", "pixels"):
+        read.append("tokenizer.sample_posterior")
+    read += [f"process.{name}" for name in ("schedule", "target", "loss_weight", "input_space", "output_space", "learned_variance")]
+    read += [f"process.{name}" for name in _SCHEDULE_READS[process.schedule]]
+    if process.target == "original":
+        read.append("process.residual_weight")
+    if process.output_space == "image":
+        read.append("process.image_loss_units")
+    if process.learned_variance:
+        read.append("process.variational_weight")
+    read += [f"denoiser.{name}" for name in ("size", "encoder_depth", "modulation_ratio", "class_conditional")]
+    if config.denoiser.class_conditional:
+        read.append("denoiser.class_dropout")
+    off = "epochs" if train.steps is not None else "steps"
+    return read + [f"train.{name}" for name in type(train).model_fields if name != off]
+
+
+def job_slice(kind: str, config: Config) -> dict[str, Any]:
+    """Return the settings a job reads with their values, defaults included; it is stored beside the job."""
+    return {path: get_value(config, path) for path in reads(kind, config)}
+
+
+def content_key(kind: str, values: Mapping[str, Any], inputs: Mapping[str, str], extra: Mapping[str, Any]) -> str:
+    """Hash a job: its kind and version, the settings it reads that differ from their default, its inputs and extras.
+
+    `inputs` maps roles to the keys of input jobs; `extra` holds what no setting says: seed, data fingerprint, plugin sources.
+    """
+    default = Config()
+    changed = {path: value for path, value in values.items() if value != get_value(default, path)}
+    return digest({"kind": kind, "version": KIND_VERSIONS[kind], "reads": changed, "inputs": dict(inputs), "extra": dict(extra)})

