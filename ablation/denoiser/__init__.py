@@ -1,0 +1,1 @@
+"""The denoiser: a diffusion transformer, its files, and its exchange with diffusers and timm."""

@@ -1,0 +1,1 @@
+"""The diffusion process: schedules, targets, losses and samplers as pure functions."""
