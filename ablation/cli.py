@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import json
 import sys
+from datetime import date
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, NoReturn
 
@@ -23,16 +24,24 @@ if TYPE_CHECKING:
 EPILOG = "Exit codes: 0 done, 1 a job failed, 2 usage, 130 interrupted."
 app = typer.Typer(
     help="Deconstruct a diffusion model step by step and measure what each part is worth.",
-    epilog=EPILOG, no_args_is_help=True, pretty_exceptions_enable=False, rich_markup_mode=None, context_settings={"help_option_names": ["-h", "--help"]},
+    epilog=EPILOG,
+    no_args_is_help=True,
+    pretty_exceptions_enable=False,
+    rich_markup_mode=None,
+    context_settings={"help_option_names": ["-h", "--help"]},
 )
 
 StagesOption = Annotated[list[str] | None, typer.Option("--stages", metavar="FILE_OR_FOLDER", help="Stage files of your own; repeatable.")]
 RunsOption = Annotated[Path, typer.Option("--runs", metavar="DIR", help="The run folder.")]
-ScaleOption = Annotated[str | None, typer.Option("--scale", metavar="NAME", help="smoke, small, paper, or a YAML file. [default: smoke, or small with a GPU]")]
+ScaleOption = Annotated[
+    str | None, typer.Option("--scale", metavar="NAME", help="smoke, small, paper, or a YAML file. [default: smoke, or small with a GPU]")
+]
 SetOption = Annotated[list[str] | None, typer.Option("--set", metavar="SETTING=VALUE", help="Fix a setting in every row; repeatable.")]
 DataOption = Annotated[str | None, typer.Option("--data", metavar="DATA", help="A folder of images, a source, SOURCE:PATH, or timm:NAME.")]
 SeedsOption = Annotated[str, typer.Option("--seeds", metavar="LIST", help="Seeds, as 0,1,2 or 0-4.")]
-ThroughOption = Annotated[str | None, typer.Option("--through", metavar="STAGE", help="Run the path from the baseline to this stage. [default: predict_original]")]
+ThroughOption = Annotated[
+    str | None, typer.Option("--through", metavar="STAGE", help="Run the path from the baseline to this stage. [default: predict_original]")
+]
 TableOption = Annotated[int | None, typer.Option("--table", metavar="N", help="Run what Table 1, 2 or 3 needs, instead of a path.")]
 NameOption = Annotated[str | None, typer.Option("--name", help="The study's name. [default: made from what it is]")]
 StudyOption = Annotated[str | None, typer.Option("--study", metavar="NAME", help="Which study. [default: the last one]")]
@@ -67,7 +76,15 @@ def list_stages(stages: StagesOption = None, as_json: JsonOption = False) -> Non
     tree = load_tree(stages, None)
     if as_json:
         entries = [
-            {"name": s.name, "after": s.after, "title": s.title, "table": s.table, "changes": dict(s.changes), "uses_labels": s.uses_labels, "source": str(s.source)}
+            {
+                "name": s.name,
+                "after": s.after,
+                "title": s.title,
+                "table": s.table,
+                "changes": dict(s.changes),
+                "uses_labels": s.uses_labels,
+                "source": str(s.source),
+            }
             for s in tree.ordered()
         ]
         emit_json({"stages": entries, "broken": [{"source": str(b.source), "problem": b.problem} for b in tree.broken]})
@@ -90,7 +107,14 @@ def show(stage: str, stages: StagesOption = None, scale: ScaleOption = None, as_
     tree = load_tree(stages, scale)
     found, config = tree.stage(stage), tree.resolve(stage)
     if as_json:
-        emit_json({"name": found.name, "path": [s.name for s in tree.path(stage)], "changes": dict(found.changes), "config": config.model_dump(mode="json")})
+        emit_json(
+            {
+                "name": found.name,
+                "path": [s.name for s in tree.path(stage)],
+                "changes": dict(found.changes),
+                "config": config.model_dump(mode="json"),
+            }
+        )
         return
     import yaml
     from rich.text import Text
@@ -122,24 +146,48 @@ def show_diff(before: str, after: str, stages: StagesOption = None, scale: Scale
 
 
 def _study(
-    through: str | None, table: int | None, scale: str | None, data: str | None, settings: list[str] | None, seeds: str,
-    stages: list[str] | None, runs: Path, name: str | None, controls: bool,
+    through: str | None,
+    table: int | None,
+    scale: str | None,
+    data: str | None,
+    settings: list[str] | None,
+    seeds: str,
+    stages: list[str] | None,
+    runs: Path,
+    name: str | None,
+    controls: bool,
 ) -> Study:
     """Turn the common options into a resolved study."""
     from ablation.study import Request, parse_seeds, parse_settings, prepare
 
     request = Request(
-        through=through, table=table, scale=scale, data=data, settings=parse_settings(settings or []), seeds=parse_seeds(seeds),
-        stages=tuple(stages or ()), runs=runs, name=name, with_controls=controls,
+        through=through,
+        table=table,
+        scale=scale,
+        data=data,
+        settings=parse_settings(settings or []),
+        seeds=parse_seeds(seeds),
+        stages=tuple(stages or ()),
+        runs=runs,
+        name=name,
+        with_controls=controls,
     )
     return prepare(request)
 
 
 @app.command()
 def plan(
-    through: ThroughOption = None, table: TableOption = None, scale: ScaleOption = None, data: DataOption = None, settings: SetOption = None,
-    seeds: SeedsOption = "0", stages: StagesOption = None, runs: RunsOption = Path("runs"), name: NameOption = None,
-    controls: ControlsOption = True, as_json: JsonOption = False,
+    through: ThroughOption = None,
+    table: TableOption = None,
+    scale: ScaleOption = None,
+    data: DataOption = None,
+    settings: SetOption = None,
+    seeds: SeedsOption = "0",
+    stages: StagesOption = None,
+    runs: RunsOption = Path("runs"),
+    name: NameOption = None,
+    controls: ControlsOption = True,
+    as_json: JsonOption = False,
 ) -> None:
     """List every job with what would happen to it and why; nothing runs."""
     from ablation.plan import decide
@@ -148,8 +196,14 @@ def plan(
     decisions = decide(study.plan, study.store)
     if as_json:
         jobs = [
-            {"id": job, "kind": spec.kind, "action": decisions[job].action, "reason": decisions[job].reason, "inputs": dict(spec.inputs),
-             "cells": [cell.id for cell in study.plan.cells_of(job)]}
+            {
+                "id": job,
+                "kind": spec.kind,
+                "action": decisions[job].action,
+                "reason": decisions[job].reason,
+                "inputs": dict(spec.inputs),
+                "cells": [cell.id for cell in study.plan.cells_of(job)],
+            }
             for job, spec in study.plan.jobs.items()
         ]
         emit_json({"study": study.name, "scale": study.scale, "jobs": jobs, "unshared": study.plan.unshared, "notes": list(study.notes)})
@@ -181,8 +235,15 @@ def _print_notes(study: Study) -> None:
 
 @app.command()
 def run(
-    through: ThroughOption = None, table: TableOption = None, scale: ScaleOption = None, data: DataOption = None, settings: SetOption = None,
-    seeds: SeedsOption = "0", stages: StagesOption = None, runs: RunsOption = Path("runs"), name: NameOption = None,
+    through: ThroughOption = None,
+    table: TableOption = None,
+    scale: ScaleOption = None,
+    data: DataOption = None,
+    settings: SetOption = None,
+    seeds: SeedsOption = "0",
+    stages: StagesOption = None,
+    runs: RunsOption = Path("runs"),
+    name: NameOption = None,
     controls: ControlsOption = True,
     launcher: Annotated[str, typer.Option(help="inline (this process, one job after the other) or local (worker processes).")] = "inline",
     parallel: Annotated[int, typer.Option(min=1, help="local: worker processes.")] = 2,
@@ -218,7 +279,9 @@ def _launch(study: Study, launcher: str, parallel: int, threads: int | None) -> 
     study.store.write_study(study.document(_command()))
     reused = {job for job, decision in decisions.items() if decision.action == "reuse"}
     out, stop = console(), StopFlag()
-    out.print(f"study [bold]{study.name}[/]: {len(study.plan.jobs)} jobs ({study.plan.unshared} without sharing), {len(reused)} already done")
+    out.print(
+        f"study [bold]{study.name}[/]: {len(study.plan.jobs)} jobs ({study.plan.unshared} without sharing), {len(reused)} already done"
+    )
     stop.install()
     chosen = InlineLauncher(threads) if launcher == "inline" else LocalLauncher(parallel, threads, visible_gpus())
     with RunWatcher(study.plan, out, reused) as watcher:
@@ -265,11 +328,35 @@ def status(runs: RunsOption = Path("runs"), study: StudyOption = None, as_json: 
     from rich.table import Table
 
     styles = {"done": "green", "running": "cyan", "failed": "red", "diverged": "red", "skipped": "yellow", "interrupted": "yellow"}
-    table = Table("cell", "state", "tokenizer", "encode", "train", "probe", "fid", "attempts", "loss", "probe %", "why", box=None, pad_edge=False, header_style="bold")
+    table = Table(
+        "cell",
+        "state",
+        "tokenizer",
+        "encode",
+        "train",
+        "probe",
+        "fid",
+        "attempts",
+        "loss",
+        "probe %",
+        "why",
+        box=None,
+        pad_edge=False,
+        header_style="bold",
+    )
     for cell in states:
-        jobs = [f"[{styles.get(cell['jobs'].get(role, ''), 'dim')}]{cell['jobs'].get(role, '-')}[/]" for role in ("tokenizer", "encode", "train", "probe", "fid")]
+        jobs = [
+            f"[{styles.get(cell['jobs'].get(role, ''), 'dim')}]{cell['jobs'].get(role, '-')}[/]"
+            for role in ("tokenizer", "encode", "train", "probe", "fid")
+        ]
         table.add_row(
-            cell["cell"], f"[{styles.get(cell['state'], 'dim')}]{cell['state']}[/]", *jobs, str(cell["attempts"]), _number(cell["loss"], 4), _number(cell["probe"], 1), cell["reason"]
+            cell["cell"],
+            f"[{styles.get(cell['state'], 'dim')}]{cell['state']}[/]",
+            *jobs,
+            str(cell["attempts"]),
+            _number(cell["loss"], 4),
+            _number(cell["probe"], 1),
+            cell["reason"],
         )
     console().print(f"study [bold]{document['name']}[/] in {store.root}", soft_wrap=True)
     console().print(table)
@@ -282,7 +369,9 @@ def _number(value: float | None, digits: int) -> str:
 
 @app.command()
 def logs(
-    stage: str, runs: RunsOption = Path("runs"), study: StudyOption = None,
+    stage: str,
+    runs: RunsOption = Path("runs"),
+    study: StudyOption = None,
     kind: Annotated[str, typer.Option(help="Which job of the stage: tokenizer, encode, train, probe, fid or reference.")] = "train",
     seed: Annotated[int | None, typer.Option(help="Which seed. [default: the first]")] = None,
     follow: Annotated[bool, typer.Option("--follow", "-f", help="Keep printing as the job writes.")] = False,
@@ -300,7 +389,8 @@ def logs(
 
 @app.command("report")
 def write_report(
-    runs: RunsOption = Path("runs"), study: StudyOption = None,
+    runs: RunsOption = Path("runs"),
+    study: StudyOption = None,
     results: Annotated[Path | None, typer.Option(metavar="FILE", help="Read records from a results.jsonl instead of a run folder.")] = None,
     out: Annotated[Path | None, typer.Option(metavar="DIR", help="Where to write. [default: RUNS/reports/STUDY]")] = None,
 ) -> None:
@@ -312,7 +402,12 @@ def write_report(
         from ablation.report.build import print_and_write
 
         records = read_records(results)
-        print_and_write(records, out or Path("reports"), {"command": f"ablate report --results {results.name}"}, console())
+        print_and_write(
+            records,
+            out or Path("reports"),
+            {"command": f"ablate report --results {results}", "written": date.today().isoformat()},
+            console(),
+        )
         return
     _report(Store(runs), study, out)
 
@@ -369,7 +464,7 @@ def clean(
 def main() -> NoReturn:
     """Run the command line and end with the documented exit code; expected errors are one line, without a traceback."""
     try:
-        app(standalone_mode=False)
+        code = app(standalone_mode=False)
     except AblationError as error:
         print(f"error: {error}", file=sys.stderr)
         sys.exit(error.exit_code)
@@ -378,14 +473,12 @@ def main() -> NoReturn:
         sys.exit(EXIT_INTERRUPTED)
     except BrokenPipeError:
         sys.exit(EXIT_OK)
-    except typer.Exit as stop:
-        sys.exit(stop.exit_code)
     except Exception as error:
         if hasattr(error, "format_message") and hasattr(error, "exit_code"):  # a usage error of the parser
             print(f"error: {error.format_message()}", file=sys.stderr)
             sys.exit(EXIT_USAGE)
         raise
-    sys.exit(EXIT_OK)
+    sys.exit(code if isinstance(code, int) else EXIT_OK)  # `raise typer.Exit(code)` arrives as the returned value
 
 
 if __name__ == "__main__":

@@ -28,7 +28,13 @@ def _chance(record: dict[str, Any]) -> dict[str, Any]:
     """Return the control that always answers the most frequent class, from a record that measured how frequent it is."""
     value = record["metrics"].get("chance_top1")
     metrics = {} if value is None else {"linear_probe_top1": value, "knn_top1": value}
-    return {**record, "cell": record["cell"].replace("random_init", "chance"), "control": "chance", "title": "most frequent class", "metrics": metrics}
+    return {
+        **record,
+        "cell": record["cell"].replace("random_init", "chance"),
+        "control": "chance",
+        "title": "most frequent class",
+        "metrics": metrics,
+    }
 
 
 def _undefined(cell: Mapping[str, Any]) -> dict[str, str]:
@@ -42,6 +48,7 @@ def _record(store: Store, study: Mapping[str, Any], cell: Mapping[str, Any]) -> 
     metrics: dict[str, Any] = {}
     protocol: dict[str, Any] = {}
     state, reason, seconds, memory = "done", "", 0.0, 0.0
+    holes: dict[str, list[str]] = {}
     code: dict[str, Any] = {}
     versions: dict[str, str] = {}
     for role in ROLES:
@@ -49,6 +56,9 @@ def _record(store: Store, study: Mapping[str, Any], cell: Mapping[str, Any]) -> 
         if job is None:
             continue
         found = store.state(job)
+        if found.name != "done" and role == "fid" and state == "done":  # the probe's numbers stand without it
+            holes["fid"] = [found.name if found.name in SETTLED else "missing", found.reason or f"fid {found.name}"]
+            continue
         if found.name != "done":
             if state == "done" or (state not in SETTLED and found.name in SETTLED):
                 state = found.name if found.name in SETTLED else "missing"
@@ -65,12 +75,16 @@ def _record(store: Store, study: Mapping[str, Any], cell: Mapping[str, Any]) -> 
         "schema": SCHEMA,
         "cell": cell["id"],
         "stage": None if cell["control"] else cell["stage"],
-        **{name: cell[name] for name in ("control", "overrides", "seed", "title", "path", "changes", "labels_used", "incomparable", "config", "jobs")},
+        **{
+            name: cell[name]
+            for name in ("control", "overrides", "seed", "title", "path", "changes", "labels_used", "incomparable", "config", "jobs")
+        },
         "scale": study["scale"],
         "state": state,
         "reason": reason,
         "metrics": metrics,
         "undefined": undefined,
+        "holes": holes,
         "protocol": protocol,
         "cost": {"wall_seconds": round(seconds, 2), "peak_memory_gib": memory},
         "code": code,
@@ -96,6 +110,8 @@ def read_records(path: Path) -> list[dict[str, Any]]:
         except ValueError as error:
             raise ConfigError(f"{path} line {number} is not JSON: {error}", "Mend or remove the line.") from None
         if record.get("schema") != SCHEMA:
-            raise ConfigError(f"{path} line {number} has schema {record.get('schema')!r}, not {SCHEMA}", "Write it again with this version.")
+            raise ConfigError(
+                f"{path} line {number} has schema {record.get('schema')!r}, not {SCHEMA}", "Write it again with this version."
+            )
         records.append(record)
     return records

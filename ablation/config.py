@@ -123,7 +123,9 @@ class ProbeConfig(Section):
     global_batch: int = Field(16384, ge=1, description="epochs mode: images per step")
     epochs: int = Field(90, ge=1, description="epochs mode: passes over the training images")
     warmup_epochs: int = Field(10, ge=0, description="epochs mode: linear warm-up")
-    weight_decays: tuple[float, ...] = Field((0.0, 1e-5, 1e-4, 1e-3, 1e-2), description="cached mode: L2 values chosen among on held-out training images")
+    weight_decays: tuple[float, ...] = Field(
+        (0.0, 1e-5, 1e-4, 1e-3, 1e-2), description="cached mode: L2 values chosen among on held-out training images"
+    )
     held_out: float = Field(0.1, gt=0, lt=1, description="share of training images used to choose a setting")
     neighbours: int = Field(20, ge=1, description="k of the weighted nearest-neighbour classifier")
     knn_temperature: float = Field(0.07, gt=0, description="temperature of the neighbour weights")

@@ -58,7 +58,11 @@ def _torchvision() -> Check:
     from ablation import torchvision_compat
 
     if torchvision_compat.NEEDED:
-        return _check("torchvision operators", "note", "its compiled part does not fit this torch; nms was declared so that it imports (not used here)")
+        return _check(
+            "torchvision operators",
+            "note",
+            "its compiled part does not fit this torch; nms was declared so that it imports (not used here)",
+        )
     return _check("torchvision operators", "ok", "loaded")
 
 

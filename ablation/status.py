@@ -59,7 +59,9 @@ def log_path(store: Store, study: str | None, stage: str, kind: str, seed: int |
     document = store.study(study)
     cells = [cell for cell in document["cells"] if cell["stage"] == stage and not cell["control"]]
     if not cells:
-        raise ConfigError(f"study '{document['name']}' has no stage '{stage}'", nearest(stage, {cell["stage"] for cell in document["cells"]}))
+        raise ConfigError(
+            f"study '{document['name']}' has no stage '{stage}'", nearest(stage, {cell["stage"] for cell in document["cells"]})
+        )
     chosen = [cell for cell in cells if seed is None or cell["seed"] == seed]
     if not chosen:
         raise ConfigError(f"stage '{stage}' was not run with seed {seed}", f"Seeds: {', '.join(str(cell['seed']) for cell in cells)}.")

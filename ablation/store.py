@@ -73,7 +73,9 @@ def _write_error(path: Path, error: OSError) -> ArtifactError:
     """Say what failed to be written and what to do about it."""
     if error.errno in (errno.ENOSPC, errno.EDQUOT):
         return ArtifactError(f"disk full while writing {path}", "Free some space and run the same command again; finished work is kept.")
-    return ArtifactError(f"cannot write {path}: {error.strerror or error}", "Check the folder's permissions, or choose another with --runs.")
+    return ArtifactError(
+        f"cannot write {path}: {error.strerror or error}", "Check the folder's permissions, or choose another with --runs."
+    )
 
 
 def write_text(path: Path, text: str) -> None:

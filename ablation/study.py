@@ -16,8 +16,8 @@ from ablation.config import Config, apply, diff, field_type
 from ablation.design import Cell, controls, grid, ladder, silenced_changes
 from ablation.discover import discover, load_scale
 from ablation.errors import ConfigError
+from ablation.keys import EXCLUDED
 from ablation.plan import Plan, build_plan
-from ablation.report.definitions import load_definition
 from ablation.stage import StageTree
 from ablation.store import Store
 
@@ -81,8 +81,8 @@ class Study:
             "path": [step.name for step in path],
             "changes": {name: list(pair) for name, pair in changes.items()},
             "labels_used": cell.config.labels_used,
-            "incomparable": list(stage.incomparable),
-            "overrides": dict(cell.overrides),
+            "incomparable": [] if cell.control else list(stage.incomparable),
+            "overrides": {name: value for name, value in {**self.request.settings, **dict(cell.overrides)}.items() if name not in EXCLUDED},
             "seed": cell.seed,
             "config": cell.config.model_dump(mode="json"),
             "jobs": dict(self.plan.roles[cell.id]),
@@ -138,7 +138,10 @@ def data_settings(text: str | None) -> dict[str, Any]:
         return {"data.source": source, **({"data.path": path} if colon else {})}
     if Path(text).exists():
         return {"data.source": "folder", "data.path": text}
-    raise ConfigError(f"--data {text!r} is neither a folder nor a data source", f"Give a folder, SOURCE or SOURCE:PATH with one of {', '.join(known)}, or timm:NAME.")
+    raise ConfigError(
+        f"--data {text!r} is neither a folder nor a data source",
+        f"Give a folder, SOURCE or SOURCE:PATH with one of {', '.join(known)}, or timm:NAME.",
+    )
 
 
 def has_gpu() -> bool:
@@ -168,6 +171,8 @@ def prepare(request: Request) -> Study:
 def _cells(request: Request, tree: StageTree, settings: Mapping[str, Any], notes: list[str]) -> tuple[list[Cell], str]:
     """Return the cells a request asks for, and the word for them in the study's name."""
     if request.table == 2:
+        from ablation.report.definitions import load_definition  # the package loads pandas and matplotlib
+
         table = load_definition("2")
         axes = {str(table.setting): table.values}
         cells, infeasible = grid(tree, [row.stage for row in table.rows], axes, request.seeds, settings)
@@ -195,7 +200,11 @@ def code_version() -> dict[str, Any]:
         commit = subprocess.run(["git", "rev-parse", "HEAD"], cwd=folder, capture_output=True, text=True, timeout=10, check=True).stdout
         status = subprocess.run(
             ["git", "status", "--porcelain", "--", "ablation", "stages"],
-            cwd=folder.parent, capture_output=True, text=True, timeout=10, check=True,
+            cwd=folder.parent,
+            capture_output=True,
+            text=True,
+            timeout=10,
+            check=True,
         ).stdout
     except (OSError, subprocess.SubprocessError):
         return {"commit": "", "dirty": False}
@@ -208,4 +217,3 @@ def write_specs(study: Study) -> None:
     for job_id, spec in study.plan.jobs.items():
         if study.store.state(job_id).name != "done":
             study.store.prepare(job_id, {**asdict(spec), "code": code})
-

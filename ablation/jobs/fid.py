@@ -53,7 +53,8 @@ def run(io: JobIO) -> dict[str, Any]:
     _save_grid(io, torch.cat(shown)[: GRID**2])
     name = f"rfid-{digest([tokenizer_job, io.inputs['reference'], config.fid.samples, config.data.test_images])}"
     metrics = {"fid": frechet_distance(generated, reference), "tokenizer_rfid": io.store.memo(name, lambda: _reconstruction(io, setting))}
-    return {"metrics": metrics, "protocol": {**data_protocol(io, images), **frechet_protocol(config.fid)}}
+    how = {"sampler": config.fid.sampler, "sampler_steps": config.fid.sampler_steps, "guidance": config.fid.guidance}
+    return {"metrics": metrics, "protocol": {**data_protocol(io, images), **frechet_protocol(config), **how}}
 
 
 def generate(io: JobIO, setting: Setting, denoiser: DiT, indices: np.ndarray, num_classes: int) -> Tensor:

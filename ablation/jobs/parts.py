@@ -39,7 +39,9 @@ def load_tokenizer(io: JobIO, job_id: str) -> Tokenizer:
     try:
         tokenizer.load_state_dict(tensors)
     except RuntimeError as error:
-        raise ArtifactError(f"{path} does not fit the tokenizer: {error}", "Remove the job's folder and run the same command again.") from None
+        raise ArtifactError(
+            f"{path} does not fit the tokenizer: {error}", "Remove the job's folder and run the same command again."
+        ) from None
     return tokenizer.requires_grad_(False).eval().to(io.device)
 
 

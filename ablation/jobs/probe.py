@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+from collections.abc import Iterator
 from typing import Any
 
 import numpy as np
@@ -9,29 +11,41 @@ import torch
 from torch import Tensor
 
 from ablation.data.images import ImageSet
+from ablation.data.latents import to_tensor
 from ablation.denoiser.exchange import load_denoiser
 from ablation.errors import Interrupted
 from ablation.evaluation.features import FeatureExtractor, extract
 from ablation.evaluation.knn import knn_classify
 from ablation.evaluation.probe import fit_cached_probe
+from ablation.evaluation.probe_epochs import fit_epochs_probe
 from ablation.jobs.context import JobIO
 from ablation.jobs.parts import Setting, images_of, load_setting
 from ablation.jobs.protocol import data_protocol, probe_protocol
 from ablation.store import DENOISER, DENOISER_AVERAGE, PREDICTIONS, atomic_path
-from ablation.train.noise import stream_seed
+from ablation.train.noise import ImageOrder, NoiseSource, stream_seed
 
 BATCH = 256
+PCA_GRID = 4
+"""Side of the grid over which the PCA control averages tokens: a place for each part of the image, and few enough numbers to fit."""
 
 
 def run(io: JobIO) -> dict[str, Any]:
     """Extract features of both splits and classify them; write which test images were right; return accuracies in percent."""
     train, test = images_of(io, "train"), images_of(io, "test")
-    setting = _setting(io)
-    views, queries = _pca_features(setting) if io.control == "pca_features" else _network_features(io, setting, train, test)
     train_labels, test_labels = torch.from_numpy(np.asarray(train.labels)), torch.from_numpy(np.asarray(test.labels))
-    if io.should_stop():
-        raise Interrupted("stopped before the probe; it starts over")
-    probe = _linear_probe(io, setting, views, train, queries, test)
+    setting = _setting(io)
+    if io.control == "pca_features":
+        views, queries = _pca_features(setting)
+        probe = fit_cached_probe(views, train_labels, queries, test_labels, io.config.probe, stream_seed(io.seed, "held out"))
+    else:
+        extractor = make_extractor(io, setting, train.num_classes)
+        views, queries = _network_features(io, setting, extractor, train, test)
+        if io.config.probe.mode == "cached":
+            probe = fit_cached_probe(views, train_labels, queries, test_labels, io.config.probe, stream_seed(io.seed, "held out"))
+        else:
+            epoch = EpochFeatures(io, setting, extractor, train)
+            seed = stream_seed(io.seed, "linear layer")
+            probe = fit_epochs_probe(epoch, len(train), train.num_classes, queries, test_labels, io.config.probe, seed)
     neighbours = knn_classify(views[0], train_labels, queries, test_labels, io.config.probe)
     with atomic_path(io.folder / PREDICTIONS) as path, path.open("wb") as file:
         np.save(file, np.stack([probe.correct.numpy(), neighbours.correct.numpy()]))
@@ -64,33 +78,58 @@ def make_extractor(io: JobIO, setting: Setting, num_classes: int) -> FeatureExtr
     return FeatureExtractor(denoiser.to(io.device), setting.process, setting.scaler, setting.space, io.config.probe, io.device)
 
 
-def _network_features(io: JobIO, setting: Setting, train: ImageSet, test: ImageSet) -> tuple[Tensor, Tensor]:
-    """Return features of the training images, (views, n, C), plain and where stored mirrored, and of the test images, (n, C)."""
-    extractor = make_extractor(io, setting, train.num_classes)
+def _network_features(io: JobIO, setting: Setting, extractor: FeatureExtractor, train: ImageSet, test: ImageSet) -> tuple[Tensor, Tensor]:
+    """Return features of the training images, (views, n, C), plain and where needed mirrored, and of the test images, (n, C)."""
     seed = stream_seed(io.seed, "probe")
-
-    def features(split: str, images: ImageSet, mirrored: bool) -> Tensor:
-        io.progress(0, 1, f"features, {split}{' mirrored' if mirrored else ''}")
+    mirrors = (False, True) if setting.latents.has_mirror and io.config.probe.mode == "cached" else (False,)
+    passes = [("train", train, mirrored) for mirrored in mirrors] + [("test", test, False)]
+    found = []
+    for number, (split, images, mirrored) in enumerate(passes):
+        if io.should_stop():
+            raise Interrupted("stopped before the probe; it starts over")
+        io.progress(number, len(passes) + 1, f"features, {split}{' mirrored' if mirrored else ''}")
         means = setting.latents.means(split, mirrored)
-        return extract(extractor, means, images, mirrored=mirrored, seed=seed, batch=BATCH, device=io.device)
+        found.append(extract(extractor, means, images, mirrored=mirrored, seed=seed, batch=BATCH, device=io.device))
+    return torch.stack(found[:-1]), found[-1]
 
-    mirrors = (False, True) if setting.latents.has_mirror else (False,)
-    views = torch.stack([features("train", train, mirrored) for mirrored in mirrors])  # (views, n, C)
-    return views, features("test", test, False)
+
+class EpochFeatures:
+    """Features of freshly cropped and mirrored training images, epoch by epoch: what the paper's long probe is trained on."""
+
+    def __init__(self, io: JobIO, setting: Setting, extractor: FeatureExtractor, train: ImageSet) -> None:
+        self.io, self.setting, self.extractor, self.train = io, setting, extractor, train
+        self.seed = stream_seed(io.seed, "probe epochs")
+        self.order = ImageOrder(len(train), self.seed)
+        self.labels = torch.from_numpy(np.asarray(train.labels))
+
+    def __call__(self, epoch: int) -> Iterator[tuple[Tensor, Tensor]]:
+        """Yield features (B, C) and labels (B,) of every training image once, each with its own random resized crop and mirror."""
+        first = epoch * len(self.train)
+        for start in range(first, first + len(self.train), BATCH):
+            if self.io.should_stop():
+                raise Interrupted("stopped in the probe; it starts over")
+            count = min(BATCH, first + len(self.train) - start)
+            noise = NoiseSource(self.seed, start, count, self.io.device)
+            indices = self.order.indices(start, count)
+            seeds = np.array([stream_seed(self.seed, "crop", position) for position in range(start, start + count)], dtype=np.int64)
+            pixels = self.train.batch(indices, seeds).copy()
+            mirrored = (noise.uniform("mirror") < 0.5).cpu().numpy()
+            pixels[mirrored] = pixels[mirrored, :, ::-1]
+            images = to_tensor(pixels, self.io.device)
+            with torch.no_grad():
+                raw, _ = self.setting.tokenizer.encode(images)
+            yield self.extractor(raw, images if self.extractor.needs_images else None, noise).cpu(), self.labels[indices]
+        self.io.progress(epoch + 1, self.io.config.probe.epochs, "probe epochs")
 
 
 def _pca_features(setting: Setting) -> tuple[Tensor, Tensor]:
-    """Return the scaled patch-PCA latents themselves, all tokens side by side: (1, n, N d) and (n_test, N d)."""
-    scaler = setting.scaler.to("cpu")
+    """Return the scaled patch-PCA latents themselves, averaged over a coarse grid of tokens: (1, n, G^2 d) and (n_test, G^2 d)."""
+    scaler, grid = setting.scaler.to("cpu"), setting.tokenizer.grid
+    cells = math.gcd(grid, PCA_GRID)
 
     def latents(split: str) -> Tensor:
-        raw = torch.from_numpy(np.array(setting.latents.means(split))).float()  # (n, N, d)
-        return scaler(raw).flatten(1)  # (n, N, d) -> (n, N d)
+        z = scaler(torch.from_numpy(np.array(setting.latents.means(split))).float())  # (n, N, d)
+        squares = z.unflatten(1, (cells, grid // cells, cells, grid // cells))  # (n, N, d) -> (n, G, grid/G, G, grid/G, d)
+        return squares.mean(dim=(2, 4)).flatten(1)  # (n, G, grid/G, G, grid/G, d) -> (n, G^2 d)
 
     return latents("train")[None], latents("test")
-
-
-def _linear_probe(io: JobIO, setting: Setting, views: Tensor, train: ImageSet, queries: Tensor, test: ImageSet) -> Any:
-    """Fit the linear layer in the configured mode."""
-    train_labels, test_labels = torch.from_numpy(np.asarray(train.labels)), torch.from_numpy(np.asarray(test.labels))
-    return fit_cached_probe(views, train_labels, queries, test_labels, io.config.probe, stream_seed(io.seed, "held out"))

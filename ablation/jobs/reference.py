@@ -31,5 +31,3 @@ def run(io: JobIO) -> dict[str, Any]:
         io.progress(number + 1, len(chunks), "reference features")
     save_tensors(io.folder / REFERENCE, statistics.tensors())
     return {"metrics": {"reference_images": count}}
-
-

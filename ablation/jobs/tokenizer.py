@@ -14,8 +14,7 @@ from ablation.jobs.parts import batches_of, images_of
 from ablation.store import TOKENIZER
 from ablation.tokenizers import build_tokenizer
 from ablation.tokenizers.base import Tokenizer
-from ablation.tokenizers.losses import training_objective
-from ablation.tokenizers.metrics import reconstruction_psnr
+from ablation.tokenizers.losses import reconstruction_psnr, training_objective
 from ablation.train.checkpoint import save_tensors
 from ablation.train.loop import Recipe, Trainer
 from ablation.train.noise import stream_seed
@@ -59,9 +58,7 @@ def _fit_closed_form(io: JobIO, tokenizer: Tokenizer, images: ImageSet) -> None:
 def _fit_by_gradient(io: JobIO, tokenizer: Tokenizer, images: ImageSet) -> dict[str, float]:
     """Train the tokenizer with its losses in the one training loop; return the last logged scalars."""
     cfg = io.config.tokenizer
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(stream_seed(io.seed, "discriminator"))
-        objective = training_objective(tokenizer, cfg)
+    objective = training_objective(tokenizer, cfg, stream_seed(io.seed, "discriminator"), io.parts)
     lr = cfg.base_lr * cfg.global_batch
     recipe = Recipe(
         steps=cfg.steps,

@@ -91,7 +91,13 @@ class LocalLauncher:
             worker.log = (store.job_folder(job_id) / LOG).open("a", encoding="utf-8")
             command = [sys.executable, "-m", "ablation.launch.worker", "--serve", "--runs", str(store.root), "--threads", str(self.threads)]
             worker.process = subprocess.Popen(
-                command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=worker.log, text=True, env=environment, start_new_session=True
+                command,
+                stdin=subprocess.PIPE,
+                stdout=subprocess.PIPE,
+                stderr=worker.log,
+                text=True,
+                env=environment,
+                start_new_session=True,
             )
             assert worker.process.stdout is not None
             selector.register(worker.process.stdout, selectors.EVENT_READ, worker)
@@ -142,7 +148,9 @@ class LocalLauncher:
         how = f"killed by signal {-code}" if code < 0 else f"exited with {code}"
         if store.state(worker.job).name == "done":
             return "done"
-        store.mark_failed(worker.job, "failed", f"its worker process was {how}. Run the same command again to go on from the last checkpoint.")
+        store.mark_failed(
+            worker.job, "failed", f"its worker process was {how}. Run the same command again to go on from the last checkpoint."
+        )
         return "failed"
 
     def _stop(self, store: Store, watcher: Watcher, outcome: Outcome) -> None:

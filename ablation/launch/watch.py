@@ -16,8 +16,14 @@ from ablation.plan import Plan
 FIRST_GUESS = {"reference": 8.0, "tokenizer": 12.0, "encode": 3.0, "train": 14.0, "probe": 4.0, "fid": 6.0}
 """Seconds a job of each kind takes before one of its kind has ended; only the first estimates depend on it."""
 
-MARKS = {"done": "[green]done[/]", "reused": "[cyan]reused[/]", "failed": "[red]failed[/]", "diverged": "[red]diverged[/]",
-         "skipped": "[yellow]skipped[/]", "interrupted": "[yellow]interrupted[/]"}
+MARKS = {
+    "done": "[green]done[/]",
+    "reused": "[cyan]reused[/]",
+    "failed": "[red]failed[/]",
+    "diverged": "[red]diverged[/]",
+    "skipped": "[yellow]skipped[/]",
+    "interrupted": "[yellow]interrupted[/]",
+}
 
 
 class _Remaining(ProgressColumn):
@@ -38,9 +44,15 @@ class RunWatcher:
         self.shares: dict[str, float] = {}
         self.tasks: dict[str, TaskID] = {}
         self.bar = Progress(
-            TextColumn("{task.description}"), BarColumn(bar_width=28), TextColumn("{task.completed:.0f}/{task.total:.0f}"),
-            TimeElapsedColumn(), _Remaining(), TextColumn("[dim]{task.fields[note]}"),
-            console=console, transient=False, disable=not console.is_terminal,
+            TextColumn("{task.description}"),
+            BarColumn(bar_width=28),
+            TextColumn("{task.completed:.0f}/{task.total:.0f}"),
+            TimeElapsedColumn(),
+            _Remaining(),
+            TextColumn("[dim]{task.fields[note]}"),
+            console=console,
+            transient=False,
+            disable=not console.is_terminal,
         )
         self.overall = self.bar.add_task("[bold]jobs[/]", total=len(plan.jobs), completed=len(reused), note="", remaining=None)
 
@@ -94,7 +106,6 @@ class RunWatcher:
         clock = "" if self.console.is_terminal else f"  about {int(left) // 60}:{int(left) % 60:02d} left"
         self.console.print(
             f"[dim]{time.strftime('%H:%M:%S')}[/] {self._name(job_id)}  {MARKS.get(state, state)} in {seconds:.1f} s{clock}{tail}",
-            highlight=False, soft_wrap=True,
+            highlight=False,
+            soft_wrap=True,
         )
-
-

@@ -54,7 +54,9 @@ def checked_sources(spec: Mapping[str, Any]) -> dict[str, Any]:
     for source in spec["sources"]:
         path = Path(source["file"])
         if not path.is_file() or hashlib.sha256(path.read_bytes()).hexdigest() != source["sha256"]:
-            raise ArtifactError(f"the stage file {path} of stage '{source['stage']}' changed since the job was planned", "Run `ablate run` again.")
+            raise ArtifactError(
+                f"the stage file {path} of stage '{source['stage']}' changed since the job was planned", "Run `ablate run` again."
+            )
         stages += load_file(path, "recorded")
     return load_parts(stages)
 

@@ -87,8 +87,17 @@ def learning_rate_factor(step: int, steps: int, warmup_steps: int) -> float:
 class Trainer:
     """State of one training: the objective, its optimizers and averages, and the step reached."""
 
-    def __init__(self, objective: Objective, batches: Batches, recipe: Recipe, folder: Path, monitor: Monitor, device: torch.device) -> None:
-        self.objective, self.batches, self.recipe, self.folder, self.monitor, self.device = objective, batches, recipe, folder, monitor, device
+    def __init__(
+        self, objective: Objective, batches: Batches, recipe: Recipe, folder: Path, monitor: Monitor, device: torch.device
+    ) -> None:
+        self.objective, self.batches, self.recipe, self.folder, self.monitor, self.device = (
+            objective,
+            batches,
+            recipe,
+            folder,
+            monitor,
+            device,
+        )
         self.modules = objective.modules()
         self.averages = {name: Ema(self.modules[name], decay) for name, decay in recipe.ema_decay.items()}
         self.optimizers: dict[str, torch.optim.Optimizer] = {
@@ -131,7 +140,9 @@ class Trainer:
         recipe = self.recipe
         factor = learning_rate_factor(self.step, recipe.steps, recipe.warmup_steps)
         start = self.step * recipe.global_batch
-        micro = [(begin, min(recipe.micro_batch, recipe.global_batch - begin)) for begin in range(0, recipe.global_batch, recipe.micro_batch)]
+        micro = [
+            (begin, min(recipe.micro_batch, recipe.global_batch - begin)) for begin in range(0, recipe.global_batch, recipe.micro_batch)
+        ]
         single = len(micro) == 1
         logged: dict[str, Tensor] = {}
         for phase in self.objective.phases:

@@ -1,0 +1,106 @@
+"""What the pictures share: style, headings, and how a figure becomes files.
+
+Each picture is readable without colour, comes with the data it shows as CSV, and is the same file byte for byte
+whenever the data is the same. No pyplot: a figure holds all of its own state.
+"""
+
+from __future__ import annotations
+
+import io
+from collections.abc import Sequence
+from contextlib import AbstractContextManager
+from typing import Any
+
+import matplotlib.style
+from matplotlib.axes import Axes
+from matplotlib.backends.backend_agg import FigureCanvasAgg
+from matplotlib.figure import Figure
+from matplotlib.ticker import MaxNLocator
+
+from ablation.report.notes import same_scale, scale_of
+from ablation.report.published import Published
+from ablation.report.results import Record, is_composite
+
+METRIC = "linear_probe_top1"
+INK, SOFT, FAINT, OURS, PAPER = "#1b1f24", "#5b6470", "#d9dde2", "#1d5fa6", "#8a5a12"
+STYLE: Any = {
+    "font.family": "DejaVu Sans", "font.size": 9.5, "text.color": INK, "axes.labelcolor": INK,
+    "xtick.color": SOFT, "ytick.color": INK, "axes.edgecolor": SOFT, "axes.linewidth": 0.8,
+    "hatch.linewidth": 0.6, "pdf.fonttype": 42, "svg.hashsalt": "deconstruction",
+}  # fmt: skip
+
+
+def styled() -> AbstractContextManager[None]:
+    """Draw in this project's style on matplotlib's own defaults, whatever the user's settings say."""
+    return matplotlib.style.context(["default", STYLE])
+
+
+def start(width: float, height: float) -> Figure:
+    """Open an empty figure (inches) with the canvas that will draw it."""
+    figure = Figure(figsize=(width, height), facecolor="white")
+    FigureCanvasAgg(figure)
+    return figure
+
+
+def render(figure: Figure) -> dict[str, bytes]:
+    """Save a figure as PNG (200 dpi) and PDF without dates or versions, so that equal data gives equal bytes."""
+    files = {}
+    for kind, metadata in (("png", {"Software": None}), ("pdf", {"CreationDate": None, "Producer": None, "Creator": None})):
+        out = io.BytesIO()
+        with styled():
+            figure.savefig(out, format=kind, dpi=200, metadata=metadata)
+        files[kind] = out.getvalue()
+    return files
+
+
+def title(figure: Figure, text: str, records: Sequence[Record]) -> None:
+    """Write a figure's title and, below it, its data, scale and seeds."""
+    height = figure.get_figheight()
+    figure.text(0.015, 1 - 0.36 / height, text, fontsize=14, fontweight="bold", va="center")
+    figure.text(0.015, 1 - 0.66 / height, subtitle(records), fontsize=9, color=SOFT, va="center")
+
+
+def paper_heading(records: Sequence[Record], published: Published) -> str:
+    """Title the paper's panel; only records made under the paper's conditions take the warning away."""
+    done = [record for record in records if record["state"] == "done"]
+    comparable = bool(done) and same_scale(done, published.contexts["main"].requires, records)
+    return f"Paper: ImageNet{'' if comparable else ', other scale'}, top-1 (%)"
+
+
+def subtitle(records: Sequence[Record]) -> str:
+    """Name the data, the scale and the seeds of the finished records."""
+    done = [record for record in records if record["state"] == "done"]
+    if not done:
+        return "No results yet"
+    datasets = " | ".join(sorted({_images(record) for record in done}))
+    seeds = ", ".join(str(seed) for seed in sorted({record["seed"] for record in done}))
+    scale = scale_of(records)
+    warning = "" if scale == "paper" else ", not comparable with the paper's numbers"
+    return f"{datasets} · {scale} scale{warning} · seeds {seeds}"
+
+
+def _images(record: Record) -> str:
+    """Name a record's images and their size, composites as such."""
+    protocol = record["protocol"]
+    composite = " (generated composites)" if is_composite(record) and "composite" not in str(protocol["dataset"]) else ""
+    return f"{protocol['dataset']}{composite}, {protocol['image_size']} px"
+
+
+def heading(axes: Axes, text: str) -> None:
+    """Title a panel at its left edge."""
+    axes.annotate(text, (0, 1), (0, 8), "axes fraction", textcoords="offset points", fontsize=10, fontweight="bold")
+
+
+def number(value: float | None) -> str:
+    """Write a number for a data file, nothing for None."""
+    return "" if value is None else f"{value:.6g}"
+
+
+def fit(axes: Axes, values: Sequence[float], right: float) -> None:
+    """Set an axis to its values, leaving a share of its width free on the right for words."""
+    low, high = (min(values), max(values)) if values else (0.0, 1.0)
+    span = max(high - low, 1.0)
+    axes.set_xlim(low - 0.05 * span, high + right / (1 - right) * 1.05 * span)
+    axes.xaxis.set_major_locator(MaxNLocator(7, steps=[1, 2, 5, 10], integer=span > 4))
+    if not values:
+        axes.set_xticks([])
