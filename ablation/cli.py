@@ -424,6 +424,24 @@ def _report(store: Any, name: str | None, out: Path | None) -> None:
     print_and_write(records, folder, document, console())
 
 
+@app.command("export")
+def export_network(
+    stage: str,
+    out: Annotated[Path, typer.Option("--out", metavar="DIR", help="The folder to write.")],
+    target: Annotated[str, typer.Option("--format", help="vit (the encoder, for timm) or diffusers (the whole network).")] = "vit",
+    runs: RunsOption = Path("runs"),
+    study: StudyOption = None,
+    seed: Annotated[int | None, typer.Option(help="Which seed. [default: the first]")] = None,
+) -> None:
+    """Write a stage's trained network for use elsewhere."""
+    from ablation.export import export
+    from ablation.status import find_cell
+    from ablation.store import Store
+
+    store = Store(runs)
+    print(f"{out}: {export(store, find_cell(store, study, stage, seed), target, out)}")
+
+
 @app.command()
 def doctor(runs: RunsOption = Path("runs"), as_json: JsonOption = False) -> None:
     """Check this installation and machine, and say what would get in the way of a run."""

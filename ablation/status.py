@@ -54,20 +54,25 @@ def last_loss(store: Store, job_id: str) -> float | None:
         return None
 
 
-def log_path(store: Store, study: str | None, stage: str, kind: str, seed: int | None) -> Path:
-    """Return the log file of a stage's job; an unknown stage, kind or seed raises with the valid ones."""
+def find_cell(store: Store, study: str | None, stage: str, seed: int | None) -> dict[str, Any]:
+    """Return a stage's cell of a study; an unknown stage or seed raises with the valid ones."""
     document = store.study(study)
     cells = [cell for cell in document["cells"] if cell["stage"] == stage and not cell["control"]]
     if not cells:
-        raise ConfigError(
-            f"study '{document['name']}' has no stage '{stage}'", nearest(stage, {cell["stage"] for cell in document["cells"]})
-        )
+        raise ConfigError(f"study '{document['name']}' has no stage '{stage}'", nearest(stage, {cell["stage"] for cell in document["cells"]}))
     chosen = [cell for cell in cells if seed is None or cell["seed"] == seed]
     if not chosen:
         raise ConfigError(f"stage '{stage}' was not run with seed {seed}", f"Seeds: {', '.join(str(cell['seed']) for cell in cells)}.")
-    if kind not in chosen[0]["jobs"]:
-        raise ConfigError(f"stage '{stage}' has no job of kind '{kind}'", nearest(kind, chosen[0]["jobs"]))
-    return store.job_folder(chosen[0]["jobs"][kind]) / LOG
+    found: dict[str, Any] = chosen[0]
+    return found
+
+
+def log_path(store: Store, study: str | None, stage: str, kind: str, seed: int | None) -> Path:
+    """Return the log file of a stage's job; an unknown kind raises with the valid ones."""
+    cell = find_cell(store, study, stage, seed)
+    if kind not in cell["jobs"]:
+        raise ConfigError(f"stage '{stage}' has no job of kind '{kind}'", nearest(kind, cell["jobs"]))
+    return store.job_folder(cell["jobs"][kind]) / LOG
 
 
 def follow_file(path: Path, follow: bool) -> Iterator[str]:

@@ -12,11 +12,11 @@ from __future__ import annotations
 
 import contextlib
 import errno
+import fcntl
 import json
 import os
 import shutil
 import socket
-import tempfile
 import threading
 import time
 from collections.abc import Callable, Iterator, Mapping
@@ -33,6 +33,7 @@ TOKENIZER, STATISTICS, REFERENCE = "tokenizer.safetensors", "statistics.safetens
 DENOISER, DENOISER_AVERAGE = "denoiser.safetensors", "denoiser-average.safetensors"
 PREDICTIONS, SAMPLES = "correct.npy", "samples.png"
 CHECKPOINT_PREFIX = "checkpoint-"
+UNFINISHED = ".tmp"
 
 HEARTBEAT_SECONDS = 10.0
 LEASE_SECONDS = 90.0
@@ -47,11 +48,10 @@ def latents_name(split: str, mirrored: bool, statistic: str) -> str:
 @contextlib.contextmanager
 def atomic_path(path: Path) -> Iterator[Path]:
     """Yield a temporary path in the same folder; on success flush it to disk and rename it to `path`, else remove it."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.", suffix=".tmp")
-    os.close(handle)
-    temporary = Path(name)
+    temporary = path.with_name(f".{path.name}.{os.getpid()}-{time.time_ns()}{UNFINISHED}")
     try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        os.close(os.open(temporary, os.O_CREAT | os.O_EXCL | os.O_WRONLY, 0o666))  # unlike mkstemp, readable as the umask says
         yield temporary
         descriptor = os.open(temporary, os.O_RDONLY)
         try:
@@ -60,13 +60,19 @@ def atomic_path(path: Path) -> Iterator[Path]:
             os.close(descriptor)
         os.replace(temporary, path)
     except OSError as error:
-        temporary.unlink(missing_ok=True)
+        _unlink(temporary)
         raise _write_error(path, error) from error
     except BaseException as error:
-        temporary.unlink(missing_ok=True)
+        _unlink(temporary)
         if "No space left" in str(error) or "os error 28" in str(error):  # safetensors raises its own type
             raise _write_error(path, OSError(errno.ENOSPC, "no space left on device")) from error
         raise
+
+
+def _unlink(path: Path) -> None:
+    """Remove a file if that can be done."""
+    with contextlib.suppress(OSError):
+        path.unlink()
 
 
 def _write_error(path: Path, error: OSError) -> ArtifactError:
