@@ -5,7 +5,6 @@ Exit codes: 0 done, 1 a job failed, 2 usage (an unknown name, a bad value, unusa
 
 from __future__ import annotations
 
-import json
 import sys
 from datetime import date
 from pathlib import Path
@@ -14,10 +13,40 @@ from typing import TYPE_CHECKING, Annotated, Any, NoReturn
 import typer
 
 from ablation.errors import EXIT_INTERRUPTED, EXIT_JOB_FAILED, EXIT_OK, EXIT_USAGE, AblationError
+from ablation.options import (
+    ControlsOption,
+    DataOption,
+    GridOption,
+    JsonOption,
+    NameOption,
+    OnlyOption,
+    PartitionOption,
+    ResourceOption,
+    ResourcesOption,
+    RunsOption,
+    ScaleOption,
+    SeedsOption,
+    SetOption,
+    StagesOption,
+    StudyOption,
+    TableOption,
+    ThroughOption,
+)
+from ablation.terminal import (
+    console,
+    plain,
+    print_checks,
+    print_diff,
+    print_notes,
+    print_plan,
+    print_stage,
+    print_stages,
+    print_status,
+    say,
+    show_cells,
+)
 
 if TYPE_CHECKING:
-    from rich.console import Console
-
     from ablation.stage import StageTree
     from ablation.study import Study
 
@@ -30,36 +59,6 @@ app = typer.Typer(
     rich_markup_mode=None,
     context_settings={"help_option_names": ["-h", "--help"]},
 )
-
-StagesOption = Annotated[list[str] | None, typer.Option("--stages", metavar="FILE_OR_FOLDER", help="Stage files of your own; repeatable.")]
-RunsOption = Annotated[Path, typer.Option("--runs", metavar="DIR", help="The run folder.")]
-ScaleOption = Annotated[
-    str | None, typer.Option("--scale", metavar="NAME", help="smoke, small, paper, or a YAML file. [default: smoke, or small with a GPU]")
-]
-SetOption = Annotated[list[str] | None, typer.Option("--set", metavar="SETTING=VALUE", help="Fix a setting in every row; repeatable.")]
-DataOption = Annotated[str | None, typer.Option("--data", metavar="DATA", help="A folder of images, a source, SOURCE:PATH, or timm:NAME.")]
-SeedsOption = Annotated[str, typer.Option("--seeds", metavar="LIST", help="Seeds, as 0,1,2 or 0-4.")]
-ThroughOption = Annotated[
-    str | None, typer.Option("--through", metavar="STAGE", help="Run the path from the baseline to this stage. [default: predict_original]")
-]
-TableOption = Annotated[int | None, typer.Option("--table", metavar="N", help="Run what Table 1, 2 or 3 needs, instead of a path.")]
-NameOption = Annotated[str | None, typer.Option("--name", help="The study's name. [default: made from what it is]")]
-StudyOption = Annotated[str | None, typer.Option("--study", metavar="NAME", help="Which study. [default: the last one]")]
-JsonOption = Annotated[bool, typer.Option("--json", help="Print JSON.")]
-ControlsOption = Annotated[bool, typer.Option("--controls/--no-controls", help="Also probe an untrained network and patch-PCA features.")]
-
-
-def console(stderr: bool = False) -> Console:
-    """Return a terminal to print to; a stream that is no terminal gets long lines instead of wrapped ones."""
-    from rich.console import Console
-
-    stream = sys.stderr if stderr else sys.stdout
-    return Console(file=stream, width=None if stream.isatty() else 160)
-
-
-def emit_json(value: Any) -> None:
-    """Print a value as JSON."""
-    print(json.dumps(value, indent=1, default=str))
 
 
 def load_tree(stages: list[str] | None, scale: str | None) -> StageTree:
@@ -74,57 +73,14 @@ def load_tree(stages: list[str] | None, scale: str | None) -> StageTree:
 def list_stages(stages: StagesOption = None, as_json: JsonOption = False) -> None:
     """List all stages in order, with their row titles and what they change."""
     tree = load_tree(stages, None)
-    if as_json:
-        entries = [
-            {
-                "name": s.name,
-                "after": s.after,
-                "title": s.title,
-                "table": s.table,
-                "changes": dict(s.changes),
-                "uses_labels": s.uses_labels,
-                "source": str(s.source),
-            }
-            for s in tree.ordered()
-        ]
-        emit_json({"stages": entries, "broken": [{"source": str(b.source), "problem": b.problem} for b in tree.broken]})
-        return
-    from rich.table import Table
-
-    table = Table("stage", "after", "row", "labels", "changes", box=None, pad_edge=False, header_style="bold")
-    for stage in tree.ordered():
-        changes = ", ".join(f"{path}={value}" for path, value in stage.changes.items())
-        own = "" if stage.source.origin == "built-in" else f" [cyan]({stage.source.origin})[/]"
-        table.add_row(stage.name + own, stage.after or "", stage.title, "yes" if stage.uses_labels else "", changes)
-    console().print(table)
-    for broken in tree.broken:
-        console().print(f"[red]broken:[/] {broken.source}: {broken.problem}", soft_wrap=True)
+    print_stages(tree, as_json)
 
 
 @app.command()
 def show(stage: str, stages: StagesOption = None, scale: ScaleOption = None, as_json: JsonOption = False) -> None:
     """Show a stage: its text, its diff, and the configuration its path resolves to."""
     tree = load_tree(stages, scale)
-    found, config = tree.stage(stage), tree.resolve(stage)
-    if as_json:
-        emit_json(
-            {
-                "name": found.name,
-                "path": [s.name for s in tree.path(stage)],
-                "changes": dict(found.changes),
-                "config": config.model_dump(mode="json"),
-            }
-        )
-        return
-    import yaml
-    from rich.text import Text
-
-    out = console()
-    out.print(Text(f"{found.name}: {found.title}", style="bold"))
-    out.print(Text(found.doc + "\n"))
-    out.print(Text("path: " + " > ".join(s.name for s in tree.path(stage)), style="dim"))
-    out.print(Text(f"file: {found.source}\n", style="dim"), soft_wrap=True)
-    out.print(Text(yaml.safe_dump(config.model_dump(mode="json"), sort_keys=False)))
+    print_stage(tree, stage, as_json)
 
 
 @app.command("diff")
@@ -133,21 +89,14 @@ def show_diff(before: str, after: str, stages: StagesOption = None, scale: Scale
     from ablation.config import diff
 
     tree = load_tree(stages, scale)
-    changed = diff(tree.resolve(before), tree.resolve(after))
-    if as_json:
-        emit_json({path: list(pair) for path, pair in changed.items()})
-        return
-    from rich.table import Table
-
-    table = Table("setting", before, after, box=None, pad_edge=False, header_style="bold")
-    for path, (old, new) in changed.items():
-        table.add_row(path, str(old), str(new))
-    console().print(table if changed else "no difference")
+    print_diff(before, after, diff(tree.resolve(before), tree.resolve(after)), as_json)
 
 
 def _study(
     through: str | None,
     table: int | None,
+    only: list[str] | None,
+    grid: list[str] | None,
     scale: str | None,
     data: str | None,
     settings: list[str] | None,
@@ -158,11 +107,13 @@ def _study(
     controls: bool,
 ) -> Study:
     """Turn the common options into a resolved study."""
-    from ablation.study import Request, parse_seeds, parse_settings, prepare
+    from ablation.study import Request, parse_grid, parse_seeds, parse_settings, prepare
 
     request = Request(
         through=through,
         table=table,
+        only=tuple(only or ()),
+        grid=parse_grid(grid or []),
         scale=scale,
         data=data,
         settings=parse_settings(settings or []),
@@ -179,6 +130,8 @@ def _study(
 def plan(
     through: ThroughOption = None,
     table: TableOption = None,
+    only: OnlyOption = None,
+    grid: GridOption = None,
     scale: ScaleOption = None,
     data: DataOption = None,
     settings: SetOption = None,
@@ -192,51 +145,16 @@ def plan(
     """List every job with what would happen to it and why; nothing runs."""
     from ablation.plan import decide
 
-    study = _study(through, table, scale, data, settings, seeds, stages, runs, name, controls)
-    decisions = decide(study.plan, study.store)
-    if as_json:
-        jobs = [
-            {
-                "id": job,
-                "kind": spec.kind,
-                "action": decisions[job].action,
-                "reason": decisions[job].reason,
-                "inputs": dict(spec.inputs),
-                "cells": [cell.id for cell in study.plan.cells_of(job)],
-            }
-            for job, spec in study.plan.jobs.items()
-        ]
-        emit_json({"study": study.name, "scale": study.scale, "jobs": jobs, "unshared": study.plan.unshared, "notes": list(study.notes)})
-        return
-    from rich.table import Table
-
-    out = console()
-    styles = {"reuse": "cyan", "resume": "yellow", "stale": "magenta", "new": "green"}
-    listing = Table("job", "action", "serves", "reason", box=None, pad_edge=False, header_style="bold")
-    for job in study.plan.jobs:
-        cells = study.plan.cells_of(job)
-        serves = cells[0].id + (f" and {len(cells) - 1} more" if len(cells) > 1 else "")
-        action = decisions[job].action
-        listing.add_row(job, f"[{styles[action]}]{action}[/]", serves, decisions[job].reason)
-    out.print(listing)
-    _print_notes(study)
-    counts = {action: sum(d.action == action for d in decisions.values()) for action in styles}
-    summary = ", ".join(f"{count} {action}" for action, count in counts.items() if count)
-    out.print(f"\n{len(study.plan.cells)} cells, [bold]{len(study.plan.jobs)} jobs[/] instead of {study.plan.unshared} ({summary})")
-
-
-def _print_notes(study: Study) -> None:
-    """Print what the user should know about the study before it runs."""
-    for note in study.notes:
-        console().print(f"[yellow]note:[/] {note}", soft_wrap=True)
-    for broken in study.tree.broken:
-        console().print(f"[red]broken stage source:[/] {broken.source}: {broken.problem}", soft_wrap=True)
+    study = _study(through, table, only, grid, scale, data, settings, seeds, stages, runs, name, controls)
+    print_plan(study, decide(study.plan, study.store), as_json)
 
 
 @app.command()
 def run(
     through: ThroughOption = None,
     table: TableOption = None,
+    only: OnlyOption = None,
+    grid: GridOption = None,
     scale: ScaleOption = None,
     data: DataOption = None,
     settings: SetOption = None,
@@ -245,45 +163,58 @@ def run(
     runs: RunsOption = Path("runs"),
     name: NameOption = None,
     controls: ControlsOption = True,
-    launcher: Annotated[str, typer.Option(help="inline (this process, one job after the other) or local (worker processes).")] = "inline",
-    parallel: Annotated[int, typer.Option(min=1, help="local: worker processes.")] = 2,
+    launcher: Annotated[
+        str, typer.Option(help="inline (this process, one job after the other), local (worker processes) or slurm (submit and return).")
+    ] = "local",
+    parallel: Annotated[
+        int | None, typer.Option(min=1, help="local: worker processes. [default: one per GPU, else 2 to 4 by cores]")
+    ] = None,
     threads: Annotated[int | None, typer.Option(min=1, help="CPU threads of each process. [default: all cores, shared]")] = None,
+    checkpoint_seconds: Annotated[float | None, typer.Option(min=0, help="Time between checkpoints of a training. [default: 60]")] = None,
     report: Annotated[bool, typer.Option("--report/--no-report", help="Write the reports at the end.")] = True,
+    partition: PartitionOption = None,
+    resources: ResourcesOption = None,
+    resource: ResourceOption = None,
+    wait: Annotated[bool, typer.Option("--wait", help="slurm: follow the jobs to their end.")] = False,
 ) -> None:
     """Run a study; the same command again reuses what is finished and resumes what was interrupted."""
-    study = _study(through, table, scale, data, settings, seeds, stages, runs, name, controls)
-    _print_notes(study)
-    code = _launch(study, launcher, parallel, threads)
+    study = _study(through, table, only, grid, scale, data, settings, seeds, stages, runs, name, controls)
+    print_notes(study)
+    if launcher == "slurm":
+        from ablation.launch.slurm_commands import follow, submit_study
+
+        document = submit_study(study, resources, resource or [], partition, _command(), say)
+        raise typer.Exit(follow(study.store, document, show_cells(study.name, study.store.root)) if wait else EXIT_OK)
+    code = _launch(study, launcher, parallel, threads, checkpoint_seconds)
     if report and code != EXIT_INTERRUPTED:
         _report(study.store, study.name, None)
     raise typer.Exit(code)
 
 
-def _launch(study: Study, launcher: str, parallel: int, threads: int | None) -> int:
+def _launch(study: Study, launcher: str, parallel: int | None, threads: int | None, checkpoint_seconds: float | None) -> int:
     """Bring a study's jobs to their end and return the exit code."""
     from ablation.errors import ConfigError, nearest
+    from ablation.launch.base import Launcher
     from ablation.launch.inline import InlineLauncher
-    from ablation.launch.local import LocalLauncher
+    from ablation.launch.local import LocalLauncher, default_workers, visible_gpus
     from ablation.launch.watch import RunWatcher
-    from ablation.launch.worker import StopFlag
-    from ablation.plan import decide
-    from ablation.study import write_specs
+    from ablation.launch.worker import CHECKPOINT_SECONDS, StopFlag
+    from ablation.study import write_plan
 
     if launcher not in ("inline", "local"):
-        raise ConfigError(f"unknown launcher '{launcher}'", nearest(launcher, ("inline", "local")))
-    decisions = decide(study.plan, study.store)
-    drifted = [job for job, decision in decisions.items() if decision.action == "stale" and study.store.state(job).name == "done"]
-    if drifted:
-        raise ConfigError(f"{drifted[0]} was run under other defaults: {decisions[drifted[0]].reason}", "Nothing was started.")
-    write_specs(study)
-    study.store.write_study(study.document(_command()))
+        raise ConfigError(f"unknown launcher '{launcher}'", nearest(launcher, ("inline", "local", "slurm")))
+    decisions = write_plan(study, _command())
     reused = {job for job, decision in decisions.items() if decision.action == "reuse"}
     out, stop = console(), StopFlag()
     out.print(
         f"study [bold]{study.name}[/]: {len(study.plan.jobs)} jobs ({study.plan.unshared} without sharing), {len(reused)} already done"
     )
     stop.install()
-    chosen = InlineLauncher(threads) if launcher == "inline" else LocalLauncher(parallel, threads, visible_gpus())
+    interval = CHECKPOINT_SECONDS if checkpoint_seconds is None else checkpoint_seconds
+    chosen: Launcher = InlineLauncher(threads, interval)
+    if launcher == "local":
+        gpus = visible_gpus()
+        chosen = LocalLauncher(parallel or len(gpus) or default_workers(), threads, gpus, interval)
     with RunWatcher(study.plan, out, reused) as watcher:
         outcome = chosen.run(study.plan, study.store, watcher, stop)
     if outcome.interrupted:
@@ -292,18 +223,8 @@ def _launch(study: Study, launcher: str, parallel: int, threads: int | None) -> 
     for job in outcome.failed:
         state = study.store.state(job)
         if state.name != "skipped":
-            console(stderr=True).print(f"[red]{state.name}[/] {job}: {state.reason}", soft_wrap=True)
+            console(stderr=True).print(f"[red]{state.name}[/] {job}: {plain(state.reason)}", soft_wrap=True, highlight=False)
     return EXIT_JOB_FAILED if outcome.failed else EXIT_OK
-
-
-def visible_gpus() -> tuple[str, ...]:
-    """List the GPUs this process may use, by the names CUDA_VISIBLE_DEVICES takes."""
-    import os
-
-    named = os.environ.get("CUDA_VISIBLE_DEVICES")
-    if named is not None:
-        return tuple(part for part in named.split(",") if part.strip())
-    return tuple(str(number) for number in range(len(list(Path("/proc/driver/nvidia/gpus").glob("*")))))
 
 
 def _command() -> str:
@@ -314,57 +235,56 @@ def _command() -> str:
 
 
 @app.command()
-def status(runs: RunsOption = Path("runs"), study: StudyOption = None, as_json: JsonOption = False) -> None:
+def status(
+    runs: RunsOption = Path("runs"),
+    study: StudyOption = None,
+    as_json: JsonOption = False,
+    watch: Annotated[bool, typer.Option("--watch", help="Follow until every job has ended.")] = False,
+) -> None:
     """Show how far every cell of a study is."""
-    from ablation.status import cell_states
+    from ablation.launch.slurm_commands import follow, slurm_cells
     from ablation.store import Store
 
     store = Store(runs)
     document = store.study(study)
-    states = cell_states(store, document)
-    if as_json:
-        emit_json({"study": document["name"], "cells": states})
-        return
-    from rich.table import Table
-
-    styles = {"done": "green", "running": "cyan", "failed": "red", "diverged": "red", "skipped": "yellow", "interrupted": "yellow"}
-    table = Table(
-        "cell",
-        "state",
-        "tokenizer",
-        "encode",
-        "train",
-        "probe",
-        "fid",
-        "attempts",
-        "loss",
-        "probe %",
-        "why",
-        box=None,
-        pad_edge=False,
-        header_style="bold",
-    )
-    for cell in states:
-        jobs = [
-            f"[{styles.get(cell['jobs'].get(role, ''), 'dim')}]{cell['jobs'].get(role, '-')}[/]"
-            for role in ("tokenizer", "encode", "train", "probe", "fid")
-        ]
-        table.add_row(
-            cell["cell"],
-            f"[{styles.get(cell['state'], 'dim')}]{cell['state']}[/]",
-            *jobs,
-            str(cell["attempts"]),
-            _number(cell["loss"], 4),
-            _number(cell["probe"], 1),
-            cell["reason"],
-        )
-    console().print(f"study [bold]{document['name']}[/] in {store.root}", soft_wrap=True)
-    console().print(table)
+    if watch:
+        raise typer.Exit(follow(store, document, show_cells(document["name"], store.root)))
+    cells, problem = slurm_cells(store, document)
+    print_status(document["name"], store.root, cells, as_json)
+    if problem:
+        print(f"SLURM cannot be asked: {problem}. Shown is what our own files say.", file=sys.stderr)
 
 
-def _number(value: float | None, digits: int) -> str:
-    """Format a number, or nothing."""
-    return "" if value is None else f"{value:.{digits}f}"
+@app.command()
+def cancel(
+    stage: Annotated[str | None, typer.Argument(help="Only the jobs that no other stage needs. [default: the whole study]")] = None,
+    runs: RunsOption = Path("runs"),
+    study: StudyOption = None,
+    yes: Annotated[bool, typer.Option("--yes", help="Do not ask.")] = False,
+) -> None:
+    """Cancel the SLURM jobs of a stage, or of a whole study; what is finished stays."""
+    from ablation.launch.slurm_commands import cancel as cancel_jobs
+    from ablation.store import Store
+
+    store = Store(runs)
+    document = store.study(study)
+    if not yes:
+        typer.confirm(f"Cancel {f'stage {stage} of ' if stage else ''}study {document['name']} in {store.root}?", abort=True)
+    say(f"{len(cancel_jobs(store, document, stage))} jobs cancelled; `ablate retry` submits them again")
+
+
+@app.command()
+def retry(
+    stage: Annotated[str | None, typer.Argument(help="Only this stage and what it needs. [default: the whole study]")] = None,
+    runs: RunsOption = Path("runs"),
+    study: StudyOption = None,
+) -> None:
+    """Submit to SLURM again what failed, was skipped, cancelled or lost; trainings go on from their checkpoints."""
+    from ablation.launch.slurm_commands import retry as submit_again
+    from ablation.store import Store
+
+    store = Store(runs)
+    submit_again(store, store.study(study), stage, say)
 
 
 @app.command()
@@ -414,14 +334,13 @@ def write_report(
 
 def _report(store: Any, name: str | None, out: Path | None) -> None:
     """Collect a study's records and write its reports."""
-    from ablation.collect import collect, write_records
+    from ablation.collect import collect, read_records, write_records
     from ablation.report.build import print_and_write
 
     document = store.study(name)
     folder = out or store.root / "reports" / document["name"]
-    records = collect(store, document)
-    write_records(records, folder / "results.jsonl")
-    print_and_write(records, folder, document, console())
+    write_records(collect(store, document), folder / "results.jsonl")
+    print_and_write(read_records(folder / "results.jsonl"), folder, document, console())  # so that --results gives the same tables
 
 
 @app.command("export")
@@ -448,12 +367,7 @@ def doctor(runs: RunsOption = Path("runs"), as_json: JsonOption = False) -> None
     from ablation.doctor import examine
 
     checks = examine(runs)
-    if as_json:
-        emit_json(checks)
-    else:
-        marks = {"ok": "[green]ok  [/]", "note": "[yellow]note[/]", "bad": "[red]bad [/]"}
-        for check in checks:
-            console().print(f"{marks[check['state']]} {check['what']}: {check['found']}", soft_wrap=True, highlight=False)
+    print_checks(checks, as_json)
     raise typer.Exit(EXIT_JOB_FAILED if any(check["state"] == "bad" for check in checks) else EXIT_OK)
 
 
@@ -473,7 +387,7 @@ def clean(
     store = Store(runs)
     found = removable(store, stale=stale, orphans=orphans, failed=failed, cache=cache)
     for path, why in found:
-        console().print(f"{path}  [dim]{why}[/]", soft_wrap=True)
+        console().print(f"{plain(path)}  [dim]{plain(why)}[/]", soft_wrap=True)
         if yes:
             store.delete(path)
     print(f"{len(found)} {'deleted' if yes else 'found; add --yes to delete'}")
@@ -482,7 +396,7 @@ def clean(
 def main() -> NoReturn:
     """Run the command line and end with the documented exit code; expected errors are one line, without a traceback."""
     try:
-        code = app(standalone_mode=False)
+        code = app(sys.argv[1:] or ["--help"], standalone_mode=False)
     except AblationError as error:
         print(f"error: {error}", file=sys.stderr)
         sys.exit(error.exit_code)

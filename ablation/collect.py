@@ -102,13 +102,15 @@ def read_records(path: Path) -> list[dict[str, Any]]:
     records = []
     try:
         lines = path.read_text(encoding="utf-8").splitlines()
-    except OSError as error:
-        raise ConfigError(f"cannot read {path}: {error.strerror}", "Give a results.jsonl file.") from None
+    except (OSError, UnicodeDecodeError) as error:
+        raise ConfigError(f"cannot read {path}: {getattr(error, 'strerror', None) or error}", "Give a results.jsonl file.") from None
     for number, line in enumerate(lines, 1):
         try:
             record = json.loads(line)
         except ValueError as error:
             raise ConfigError(f"{path} line {number} is not JSON: {error}", "Mend or remove the line.") from None
+        if not isinstance(record, dict):
+            raise ConfigError(f"{path} line {number} is not a record", "Mend or remove the line.")
         if record.get("schema") != SCHEMA:
             raise ConfigError(
                 f"{path} line {number} has schema {record.get('schema')!r}, not {SCHEMA}", "Write it again with this version."

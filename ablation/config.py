@@ -60,6 +60,7 @@ class TokenizerConfig(Section):
     steps: int = Field(100_000, ge=0, description="gradient steps; unused by patch_pca and pixels")
     global_batch: int = Field(256, ge=1, description="images per step over all devices")
     base_lr: float = Field(4.5e-6, gt=0, description="learning rate is base_lr x global_batch")
+    linear_lr_ratio: float = Field(16.0, gt=0, description="patch_vae and patch_ae: factor on the learning rate, which a linear map bears")
     discriminator_lr_ratio: float = Field(1.0, gt=0, description="discriminator's learning rate over the tokenizer's")
     precision: Precision = Field("fp32", description="arithmetic of matrix products in fitting")
 
@@ -69,12 +70,12 @@ class ProcessConfig(Section):
 
     schedule: Schedule = Field("ddpm_linear_beta", description="how gamma and sigma depend on the timestep")
     num_timesteps: int = Field(1000, ge=1, description="number of noise levels T; t runs from 1 to T")
-    beta_start: float = Field(1e-4, gt=0, lt=1, description="ddpm_linear_beta: first beta, for 1000 steps")
-    beta_end: float = Field(0.02, gt=0, lt=1, description="ddpm_linear_beta: last beta, for 1000 steps")
+    beta_start: float = Field(1e-4, gt=0, lt=1, description="ddpm_linear_beta: first beta at T = 1000; scaled by 1000/T")
+    beta_end: float = Field(0.02, gt=0, lt=1, description="ddpm_linear_beta: last beta at T = 1000; scaled by 1000/T")
     sigma_max: float = Field(2**0.5, gt=0, description="linear_sigma: sigma at t = T")
     sigma_constant: float = Field((1 / 3) ** 0.5, gt=0, description="constant: the single noise level")
     target: Target = Field("noise", description="what the denoiser predicts")
-    loss_weight: LossWeight = Field("uniform", description="lambda_t: 1, gamma^2, gamma^2/sigma^2, or 1/(1+sigma^2)")
+    loss_weight: LossWeight = Field("uniform", description="lambda_t: 1, gamma^2, gamma^2/sigma^2 (not for noise), or 1/(1+sigma^2)")
     residual_weight: float = Field(0.1, ge=0, description="target original: w_i of the PCA components beyond latent_dim (Eq. 4)")
     input_space: Space = Field("latent", description="latent, or image through the inverse PCA")
     output_space: Space = Field("latent", description="latent, or image through the inverse PCA")
@@ -89,6 +90,10 @@ class DenoiserConfig(Section):
     size: Literal["tiny", "small", "S", "B", "L", "XL", "double_B", "double_L"] = Field("L", description="width, depth and heads by name")
     encoder_depth: int | None = Field(None, ge=1, description="blocks counted as encoder (None: half)")
     modulation_ratio: float = Field(0.25, gt=0, le=1, description="width of the conditioning MLP over the width of the network")
+    init_path: str | None = Field(
+        None,
+        description="weights to start from: a DiT folder in diffusers' format or a denoiser.safetensors; its content is part of the key",
+    )
     class_conditional: bool = Field(True, description="condition on class labels")
     class_dropout: float = Field(0.1, ge=0, lt=1, description="share of labels replaced by the null class in training")
 
@@ -181,7 +186,8 @@ def field_names() -> list[str]:
 
 def _sections() -> dict[str, type[Section]]:
     """Map each section's name to its model."""
-    return {name: field.annotation for name, field in Config.model_fields.items() if field.annotation}
+    default = Config()
+    return {name: type(getattr(default, name)) for name in Config.model_fields}
 
 
 def field_type(path: str) -> Any:

@@ -100,7 +100,7 @@ def _embedded_data() -> Check:
 
 def _perceptual() -> Check:
     """Load the network that the smoke scale uses for the perceptual loss and the Frechet distance."""
-    from ablation.evaluation.efficientnet import load_efficientnet_lite0
+    from ablation.efficientnet import load_efficientnet_lite0
 
     try:
         load_efficientnet_lite0(None)

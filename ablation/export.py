@@ -44,7 +44,9 @@ def export(store: Store, cell: Mapping[str, Any], target: str, out: Path) -> str
         to_diffusers(denoiser, out, side if setting.process.input_space == "latent" else config.tokenizer.patch_size)
         return f"{sum(p.numel() for p in denoiser.parameters()):,} parameters for diffusers' DiTTransformer2DModel; it is told t - 1"
     if config.tokenizer.kind == "conv":
-        raise ConfigError("a convolutional tokenizer cannot be folded into a patch embedding", "Export for diffusers, or a stage with a patch tokenizer.")
+        raise ConfigError(
+            "a convolutional tokenizer cannot be folded into a patch embedding", "Export for diffusers, or a stage with a patch tokenizer."
+        )
     weight, bias = input_map(setting)
     t = torch.tensor([config.probe.timestep])
     vit = export_vit(denoiser, float(setting.process.network_time(t)), config.tokenizer.patch_size, weight, bias)
@@ -74,6 +76,10 @@ def input_map(setting: Setting) -> tuple[Tensor, Tensor]:
     return (seen[1:] - seen[0]).T.contiguous(), seen[0]
 
 
+def _silent(*said: object) -> None:
+    """Say nothing."""
+
+
 def _job_io(store: Store, job_id: str) -> JobIO:
     """Build the view of a finished job that loading its inputs needs, on the CPU."""
     spec = store.spec(job_id)
@@ -81,6 +87,6 @@ def _job_io(store: Store, job_id: str) -> JobIO:
         raise ConfigError(f"{store.job_folder(job_id)} has no readable specification", "Run the study again.")
     return JobIO(
         store=store, job_id=job_id, config=from_nested(spec["config"]), seed=spec["seed"], control=None, inputs=spec["inputs"],
-        parts=checked_sources(spec), device=torch.device("cpu"), progress=lambda *at: None, log=lambda text: None,
+        parts=checked_sources(spec), device=torch.device("cpu"), progress=_silent, log=_silent,
         should_stop=lambda: False, checkpoint_seconds=0.0,
     )  # fmt: skip

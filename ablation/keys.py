@@ -14,7 +14,7 @@ from typing import Any
 
 from ablation.config import Config, get_value
 
-EXCLUDED = ("data.path", "tokenizer.perceptual_path", "fid.extractor_path")
+EXCLUDED = ("data.path", "tokenizer.perceptual_path", "fid.extractor_path", "denoiser.init_path")
 """Settings that say where something lies, never what it is; no key contains them."""
 
 KIND_VERSIONS = {"reference": 1, "tokenizer": 1, "encode": 1, "train": 1, "probe": 1, "fid": 1}
@@ -25,8 +25,8 @@ _TEST = ("data.test_images",)
 _TOKENIZER_READS: dict[str, tuple[str, ...]] = {
     "pixels": (),
     "patch_pca": (),
-    "patch_ae": ("latent_dim", "steps", "global_batch", "base_lr", "precision"),
-    "patch_vae": ("latent_dim", "steps", "global_batch", "base_lr", "precision", "kl_weight"),
+    "patch_ae": ("latent_dim", "steps", "global_batch", "base_lr", "linear_lr_ratio", "precision"),
+    "patch_vae": ("latent_dim", "steps", "global_batch", "base_lr", "linear_lr_ratio", "precision", "kl_weight"),
 }
 _SCHEDULE_READS = {
     "ddpm_linear_beta": ("beta_start", "beta_end", "num_timesteps"),
@@ -77,7 +77,7 @@ def _tokenizer_fit(config: Config) -> list[str]:
     if tokenizer.kind in _TOKENIZER_READS:
         names = _TOKENIZER_READS[tokenizer.kind]
         return [*read, *(f"tokenizer.{name}" for name in names), *(["data.horizontal_flip"] if names else [])]
-    off = {"latent_scale", "sample_posterior", "kind", "patch_size"}
+    off = {"latent_scale", "sample_posterior", "kind", "patch_size"} | ({"linear_lr_ratio"} if tokenizer.kind == "conv" else set())
     if tokenizer.perceptual_weight == 0:
         off |= {"perceptual_network"}
     if tokenizer.adversarial_weight == 0:

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from ablation.config import Config, DataConfig
-from ablation.data.fingerprint import fingerprint
+from ablation.data.fingerprint import fingerprint, weights_fingerprint
 from ablation.design import Cell
 from ablation.diffusion.feasible import undefined_reason
 from ablation.keys import KIND_VERSIONS, content_key, job_slice
@@ -122,6 +122,8 @@ def _job(tree: StageTree, cell: Cell, kind: str, parents: dict[str, JobSpec], pr
     extra: dict[str, Any] = {"seed": seed, "control": control}
     if kind in ("reference", "tokenizer"):
         extra["data"] = data
+    if config.denoiser.init_path and (kind == "train" or control == "random_init"):
+        extra["initial_weights"] = weights_fingerprint(config.denoiser.init_path)
     if sources and kind == "tokenizer":
         extra["sources"] = sorted(source["sha256"] for source in sources)
     key = content_key(kind, reads, {role: spec.key for role, spec in parents.items()}, extra)
@@ -191,7 +193,8 @@ def default_drift(spec: JobSpec, store: Store) -> str:
         return ""
     for path, value in spec.reads.items():
         if path in old["reads"] and old["reads"][path] != _plain(value):
-            return f"the default of {path} changed from {old['reads'][path]!r} to {_plain(value)!r} since it ran; `ablate clean --stale` removes it"
+            change = f"from {old['reads'][path]!r} to {_plain(value)!r}"
+            return f"the default of {path} changed {change} since it ran; `ablate clean --stale --yes` removes it"
     return ""
 
 

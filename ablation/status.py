@@ -4,27 +4,30 @@ from __future__ import annotations
 
 import json
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
 from ablation.errors import AblationError, ConfigError, nearest
 from ablation.keys import content_key
-from ablation.store import CURVE, LOG, Store
+from ablation.store import CURVE, LOG, JobState, Store
 
 POLL_SECONDS = 0.5
 
 
-def cell_states(store: Store, document: Mapping[str, Any]) -> list[dict[str, Any]]:
-    """Return each cell's state, its jobs' states, attempts, last loss, probe accuracy and reason."""
-    return [_cell_state(store, cell) for cell in document["cells"]]
+def cell_states(store: Store, document: Mapping[str, Any], state_of: Callable[[str], JobState] | None = None) -> list[dict[str, Any]]:
+    """Return each cell's state, its jobs' states, attempts, last loss, probe accuracy and reason.
+
+    state_of: where jobs' states come from; None: their own files.
+    """
+    return [_cell_state(store, cell, state_of or store.state) for cell in document["cells"]]
 
 
-def _cell_state(store: Store, cell: Mapping[str, Any]) -> dict[str, Any]:
+def _cell_state(store: Store, cell: Mapping[str, Any], state_of: Callable[[str], JobState]) -> dict[str, Any]:
     """Summarise one cell: the first of these that any of its jobs is in."""
-    states = {role: store.state(job) for role, job in cell["jobs"].items()}
+    states = {role: state_of(job) for role, job in cell["jobs"].items()}
     names = [state.name for state in states.values()]
-    order = ("failed", "diverged", "skipped", "running", "interrupted", "new")
+    order = ("failed", "diverged", "cancelled", "skipped", "lost", "running", "queued", "interrupted", "new")
     overall = next((name for name in order if name in names), "done")
     if overall == "new" and any(name == "done" for name in names):
         overall = "waiting"
@@ -59,7 +62,9 @@ def find_cell(store: Store, study: str | None, stage: str, seed: int | None) -> 
     document = store.study(study)
     cells = [cell for cell in document["cells"] if cell["stage"] == stage and not cell["control"]]
     if not cells:
-        raise ConfigError(f"study '{document['name']}' has no stage '{stage}'", nearest(stage, {cell["stage"] for cell in document["cells"]}))
+        raise ConfigError(
+            f"study '{document['name']}' has no stage '{stage}'", nearest(stage, {cell["stage"] for cell in document["cells"]})
+        )
     chosen = [cell for cell in cells if seed is None or cell["seed"] == seed]
     if not chosen:
         raise ConfigError(f"stage '{stage}' was not run with seed {seed}", f"Seeds: {', '.join(str(cell['seed']) for cell in cells)}.")
@@ -93,9 +98,12 @@ def follow_file(path: Path, follow: bool) -> Iterator[str]:
 
 
 def removable(store: Store, *, stale: bool, orphans: bool, failed: bool, cache: bool) -> list[tuple[Path, str]]:
-    """List the folders that the chosen kinds of cleaning would delete, with the reason; running jobs are never among them."""
+    """List the folders that the chosen kinds of cleaning would delete, with the reason; running jobs are never among them.
+
+    Raises ArtifactError for orphans where a study cannot be read: its jobs would look like orphans.
+    """
     found: list[tuple[Path, str]] = []
-    referred = set(store.previous_jobs().values())
+    referred = store.referred_jobs() if orphans else set()
     for job in store.jobs():
         state = store.state(job)
         if state.name == "running":

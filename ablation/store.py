@@ -29,6 +29,7 @@ from ablation.errors import ArtifactError, ConfigError, nearest
 
 DONE, FAILED, SPEC, LOCK = "DONE.json", "FAILED.json", "spec.json", "lock.json"
 ATTEMPTS, LOG, PROGRESS, CURVE = "attempts.jsonl", "job.log", "progress.json", "curve.jsonl"
+SLURM = "slurm.json"
 TOKENIZER, STATISTICS, REFERENCE = "tokenizer.safetensors", "statistics.safetensors", "reference.safetensors"
 DENOISER, DENOISER_AVERAGE = "denoiser.safetensors", "denoiser-average.safetensors"
 PREDICTIONS, SAMPLES = "correct.npy", "samples.png"
@@ -126,6 +127,11 @@ class Store:
         """The folder of things that can be made again."""
         return self.root / "cache"
 
+    @property
+    def sources(self) -> Path:
+        """The folder of pinned stage files, each named by the hash of its content."""
+        return self.root / "sources"
+
     def job_folder(self, job_id: str) -> Path:
         """Return a job's folder; it need not exist yet."""
         return self.root / "jobs" / job_id
@@ -152,10 +158,10 @@ class Store:
     def spec(self, job_id: str) -> dict[str, Any] | None:
         """Return a job's specification, or None where there is none that can be read."""
         try:
-            content: dict[str, Any] = read_json(self.job_folder(job_id) / SPEC)
+            content = read_json(self.job_folder(job_id) / SPEC)
         except ArtifactError:
             return None
-        return content
+        return content if isinstance(content, dict) else None
 
     def state(self, job_id: str) -> JobState:
         """Read a job's state from its own files."""
@@ -197,7 +203,7 @@ class Store:
     def mark_done(self, job_id: str, record: Mapping[str, Any]) -> None:
         """Write DONE.json, listing every artifact with its size; the last thing a job does."""
         folder = self.job_folder(job_id)
-        plain = {DONE, FAILED, SPEC, LOCK, ATTEMPTS, LOG, PROGRESS}
+        plain = {DONE, FAILED, SPEC, LOCK, ATTEMPTS, LOG, PROGRESS, SLURM}
         artifacts = {
             path.name: path.stat().st_size
             for path in sorted(folder.iterdir())
@@ -212,9 +218,12 @@ class Store:
         write_json(self.job_folder(job_id) / FAILED, {"state": state, "reason": reason})
 
     def clear_failure(self, job_id: str) -> None:
-        """Forget an earlier failure or an invalid DONE before a new attempt."""
-        (self.job_folder(job_id) / FAILED).unlink(missing_ok=True)
-        (self.job_folder(job_id) / DONE).unlink(missing_ok=True)
+        """Forget an earlier failure, an invalid DONE and half-written files before a new attempt; the lock must be held."""
+        folder = self.job_folder(job_id)
+        outside = (f".{SPEC}.", f".{FAILED}.")  # another command may be writing these without the lock
+        killed = [path for path in folder.glob(f".*{UNFINISHED}") if not path.name.startswith(outside)]
+        for path in (folder / FAILED, folder / DONE, *killed):
+            path.unlink(missing_ok=True)
 
     def remove(self, job_id: str) -> None:
         """Delete a job's folder."""
@@ -231,10 +240,12 @@ class Store:
         """Name the live holder of a job's lock, or None where it is free or its holder is gone."""
         path = self.job_folder(job_id) / LOCK
         try:
-            content = json.loads(path.read_text())
             age = time.time() - path.stat().st_mtime
-        except (OSError, ValueError):
+            content = json.loads(path.read_text())
+        except OSError:
             return None
+        except ValueError:  # created, and not written yet
+            return "a process that is just starting" if age <= LEASE_SECONDS else None
         if age > LEASE_SECONDS or (content.get("host") == socket.gethostname() and not _alive(int(content.get("pid", -1)))):
             return None
         return f"process {content.get('pid')} on {content.get('host')}"
@@ -262,33 +273,42 @@ class Store:
         finally:
             stop.set()
             thread.join()
-            path.unlink(missing_ok=True)
+            with contextlib.suppress(OSError, ValueError):
+                if json.loads(path.read_text())["token"] == token:  # else it was taken over while this process was stopped
+                    path.unlink()
 
     def _acquire(self, job_id: str, path: Path, token: str) -> bool:
-        """Create the lock file exclusively, taking over one whose holder is gone."""
+        """Create the lock file, taking over one whose holder is gone."""
         content = json.dumps({"host": socket.gethostname(), "pid": os.getpid(), "token": token})
-        for _ in range(3):
-            try:
-                descriptor = os.open(path, os.O_CREAT | os.O_EXCL | os.O_WRONLY, 0o644)
-            except FileExistsError:
+        try:
+            with _guard(path.with_name(f".{LOCK}.guard")):
                 if self.holder(job_id) is not None:
                     return False
-                abandoned = path.with_name(f".{LOCK}.{time.time_ns()}")
-                with contextlib.suppress(OSError):  # only one of two takers wins the rename
-                    os.rename(path, abandoned)
-                    abandoned.unlink(missing_ok=True)
-                continue
-            except OSError as error:
-                raise _write_error(path, error) from error
-            with os.fdopen(descriptor, "w") as file:
-                file.write(content)
-            return True
-        return False
+                path.unlink(missing_ok=True)
+                with os.fdopen(os.open(path, os.O_CREAT | os.O_EXCL | os.O_WRONLY, 0o666), "w") as file:
+                    file.write(content)
+        except FileExistsError:  # where the guard cannot work, the other one was faster
+            return False
+        except OSError as error:
+            raise _write_error(path, error) from error
+        return True
 
     def record_attempt(self, job_id: str, entry: Mapping[str, Any]) -> None:
         """Append one line about an attempt: when, where, how it ended."""
-        with (self.job_folder(job_id) / ATTEMPTS).open("a", encoding="utf-8") as file:
-            file.write(json.dumps({"host": socket.gethostname(), "pid": os.getpid(), "time": time.time(), **entry}) + "\n")
+        self._append(job_id, ATTEMPTS, json.dumps({"host": socket.gethostname(), "pid": os.getpid(), "time": time.time(), **entry}))
+
+    def log(self, job_id: str, text: str) -> None:
+        """Append a line to a job's log."""
+        self._append(job_id, LOG, f"{time.strftime('%H:%M:%S')} {text.rstrip()}")
+
+    def _append(self, job_id: str, name: str, line: str) -> None:
+        """Append a line to one of a job's files."""
+        path = self.job_folder(job_id) / name
+        try:
+            with path.open("a", encoding="utf-8") as file:
+                file.write(f"{line}\n")
+        except OSError as error:
+            raise _write_error(path, error) from error
 
     def attempts(self, job_id: str) -> int:
         """Count how often a job was started."""
@@ -319,13 +339,16 @@ class Store:
             raise ConfigError(f"{self.root} holds no study yet", "Start one with `ablate run`, or give another folder with --runs.")
         if name is not None and name not in names:
             raise ConfigError(f"unknown study '{name}'", nearest(name, names))
-        content: dict[str, Any] = read_json(self.root / "studies" / f"{name or names[-1]}.json")
+        path = self.root / "studies" / f"{name or names[-1]}.json"
+        content: dict[str, Any] = read_json(path)
+        if not isinstance(content, dict) or not {"name", "cells"} <= content.keys():
+            raise ArtifactError(f"{path} is not a study", "Remove it and run the same command again; finished jobs are kept.")
         return content
 
     def write_study(self, study: Mapping[str, Any]) -> None:
         """Write a study; cells that an earlier command of the same name asked for stay in it."""
         path = self.root / "studies" / f"{study['name']}.json"
-        cells = {cell["id"]: cell for cell in read_json(path)["cells"]} if path.exists() else {}
+        cells = {cell["id"]: cell for cell in self.study(study["name"])["cells"]} if path.exists() else {}
         cells.update({cell["id"]: cell for cell in study["cells"]})
         order = {cell["id"]: place for place, cell in enumerate(study["cells"])}
         ordered = sorted(cells.values(), key=lambda cell: order.get(cell["id"], len(order)))
@@ -339,6 +362,19 @@ class Store:
                 for cell in self.study(name)["cells"]:
                     served.update({(cell["id"], role): job for role, job in cell["jobs"].items()})
         return served
+
+    def referred_jobs(self) -> set[str]:
+        """Return every job that a cell of any study refers to; an unreadable study raises, as its jobs are not known."""
+        return {job for name in self.studies() for cell in self.study(name)["cells"] for job in cell["jobs"].values()}
+
+
+@contextlib.contextmanager
+def _guard(path: Path) -> Iterator[None]:
+    """Keep other processes out while a lock is looked at and taken; a file system without locks goes without."""
+    with path.open("w") as file:
+        with contextlib.suppress(OSError):
+            fcntl.flock(file, fcntl.LOCK_EX)
+        yield
 
 
 def _when(path: Path) -> str:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import subprocess
 import time
 from collections.abc import Mapping, Sequence
@@ -17,10 +18,12 @@ from ablation.design import Cell, controls, grid, ladder, silenced_changes
 from ablation.discover import discover, load_scale
 from ablation.errors import ConfigError
 from ablation.keys import EXCLUDED
-from ablation.plan import Plan, build_plan
+from ablation.plan import Decision, Plan, build_plan, decide
 from ablation.stage import StageTree
 from ablation.store import Store
 
+MOST_SEEDS = 1000
+NAME_PATTERN = re.compile(r"\w[\w.+-]{0,199}\Z")
 CONTROL_TITLES = {"random_init": "the same network, untrained", "pca_features": "patch-PCA features"}
 
 
@@ -30,6 +33,8 @@ class Request:
 
     through: str | None = None
     table: int | None = None
+    only: tuple[str, ...] = ()
+    grid: Mapping[str, Sequence[Any]] = field(default_factory=dict)
     scale: str | None = None
     data: str | None = None
     settings: Mapping[str, Any] = field(default_factory=dict)
@@ -101,16 +106,31 @@ def parse_settings(assignments: Sequence[str]) -> dict[str, Any]:
             parsed = yaml.safe_load(value)
         except yaml.YAMLError:
             raise ConfigError(f"--set {text!r}: the value cannot be read", "Quote it.") from None
-        if isinstance(parsed, str) and float in (kind, *get_args(kind)):  # YAML reads 1e-4 as a text
-            try:
-                parsed = float(parsed)
-            except ValueError:
-                pass
-        elif isinstance(parsed, int) and not isinstance(parsed, bool) and float in (kind, *get_args(kind)):
-            parsed = float(parsed)
+        if float in (kind, *get_args(kind)):
+            parsed = [_as_float(item) for item in parsed] if isinstance(parsed, list) else _as_float(parsed)
         settings[path.strip()] = parsed
     apply(Config(), settings)
     return settings
+
+
+def _as_float(value: Any) -> Any:
+    """Read a number as a float, also one like 1e-4, which YAML reads as a text; leave anything else alone."""
+    try:
+        return value if value is None or isinstance(value, bool) else float(value)
+    except (TypeError, ValueError):
+        return value
+
+
+def parse_grid(assignments: Sequence[str]) -> dict[str, tuple[Any, ...]]:
+    """Turn "section.name=value,value" texts into the values each setting takes."""
+    axes: dict[str, tuple[Any, ...]] = {}
+    for text in assignments:
+        path, equals, values = text.partition("=")
+        if not equals or not values:
+            example = "Write --grid section.name=value,value, for example tokenizer.latent_dim=8,16."
+            raise ConfigError(f"--grid {text!r} has no values", example)
+        axes[path.strip()] = tuple(parse_settings([f"{path}={value}"])[path.strip()] for value in values.split(","))
+    return axes
 
 
 def parse_seeds(text: str) -> tuple[int, ...]:
@@ -118,9 +138,12 @@ def parse_seeds(text: str) -> tuple[int, ...]:
     seeds: list[int] = []
     for part in text.split(","):
         first, dash, last = part.strip().partition("-")
-        if not first.isdigit() or (dash and not last.isdigit()):
+        if not first.isdecimal() or (dash and not last.isdecimal()):
             raise ConfigError(f"--seeds {text!r} is not a list of whole numbers", "Write --seeds 0,1,2 or --seeds 0-4.")
-        seeds += range(int(first), int(last) + 1) if dash else [int(first)]
+        run = range(int(first), int(last) + 1) if dash else range(int(first), int(first) + 1)
+        if len(seeds) + len(run) > MOST_SEEDS:
+            raise ConfigError(f"--seeds {text!r} names more than {MOST_SEEDS} seeds", "Write --seeds 0,1,2 or --seeds 0-4.")
+        seeds += run
     if not seeds:
         raise ConfigError(f"--seeds {text!r} names no seed", "Write --seeds 0,1,2.")
     return tuple(dict.fromkeys(seeds))
@@ -162,10 +185,13 @@ def prepare(request: Request) -> Study:
     cells, through = _cells(request, tree, settings, notes)
     if request.with_controls:
         cells = [*cells, *controls(cells)]
+    name = request.name or _name(request, through, scale)
+    if not NAME_PATTERN.match(name):
+        raise ConfigError(f"a study cannot be named '{name}'", "Give --name at most 200 letters, digits and . _ + -.")
     store = Store(request.runs)
     plan = build_plan(tree, cells, store.cache)
     request = replace(request, settings=settings)
-    return Study(request, tree, scale, request.name or _name(request, through, scale), plan, store, tuple(notes))
+    return Study(request, tree, scale, name, plan, store, tuple(notes))
 
 
 def _cells(request: Request, tree: StageTree, settings: Mapping[str, Any], notes: list[str]) -> tuple[list[Cell], str]:
@@ -178,6 +204,11 @@ def _cells(request: Request, tree: StageTree, settings: Mapping[str, Any], notes
         cells, infeasible = grid(tree, [row.stage for row in table.rows], axes, request.seeds, settings)
         notes += [f"left out: {name}: {reason}" for name, reason in infeasible]
         return cells, "table2"
+    if request.only or request.grid:
+        stages = list(request.only or [request.through or "predict_original"])
+        cells, infeasible = grid(tree, stages, request.grid, request.seeds, settings)
+        notes += [f"left out: {name}: {reason}" for name, reason in infeasible]
+        return cells, "-".join([*stages, *(path.rpartition(".")[2] for path in request.grid)])
     through = request.through or {None: "predict_original", 1: "linear_gamma_schedule", 3: "single_noise_level"}.get(request.table)
     if through is None:
         raise ConfigError(f"--table {request.table} does not exist", "Give 1, 2 or 3.")
@@ -217,3 +248,14 @@ def write_specs(study: Study) -> None:
     for job_id, spec in study.plan.jobs.items():
         if study.store.state(job_id).name != "done":
             study.store.prepare(job_id, {**asdict(spec), "code": code})
+
+
+def write_plan(study: Study, command: str) -> dict[str, Decision]:
+    """Write down what a study will run, and return what that means for each job; raises where old results do not fit."""
+    decisions = decide(study.plan, study.store)
+    drifted = [job for job, decision in decisions.items() if decision.action == "stale" and study.store.state(job).name == "done"]
+    if drifted:
+        raise ConfigError(f"{drifted[0]} was run under other defaults: {decisions[drifted[0]].reason}", "Nothing was started.")
+    write_specs(study)
+    study.store.write_study(study.document(command))
+    return decisions

@@ -110,3 +110,23 @@ def _timm_files(path: Path) -> str:
     if not files:
         raise DataError(f"data.path '{path}' is an empty folder", "Set data.path to where the images lie.")
     return _digest(f"{file.relative_to(path).as_posix()}\t{file.stat().st_size}" for file in files)
+
+
+def weights_fingerprint(path: str) -> str:
+    """Return the content identity of a weight file, or of the weight files of a folder: sizes, and a hash of both ends.
+
+    Reads at most 2 MiB of each file, so that planning stays quick with weights of several GB. Raises DataError for a missing path.
+    """
+    place = Path(path)
+    files = [place] if place.is_file() else sorted(place.glob("**/*.safetensors")) + sorted(place.glob("**/*.bin"))
+    if not files:
+        raise DataError(f"denoiser.init_path: no weights at {path}", "Give a .safetensors file, or a folder that holds one.")
+    digest = hashlib.sha256()
+    for file in files:
+        size = file.stat().st_size
+        with file.open("rb") as content:
+            digest.update(f"{file.name} {size} ".encode())
+            digest.update(content.read(1 << 20))
+            content.seek(max(0, size - (1 << 20)))
+            digest.update(content.read())
+    return digest.hexdigest()

@@ -31,7 +31,7 @@ class Size(NamedTuple):
 
 
 SIZES: dict[str, Size] = {
-    "tiny": Size(128, 4, 2),
+    "tiny": Size(96, 4, 3),
     "small": Size(256, 6, 4),
     "S": Size(384, 12, 6),
     "B": Size(768, 12, 12),

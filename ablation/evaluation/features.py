@@ -65,10 +65,10 @@ def extract(
     found = []
     for start in range(0, len(means), batch):
         indices = np.arange(start, min(start + batch, len(means)))
-        pixels = None
+        pixels: Tensor | None = None
         if extractor.needs_images:
-            pixels = images.batch(indices)
-            pixels = to_tensor(np.ascontiguousarray(pixels[:, :, ::-1]) if mirrored else pixels, device)
+            plain = images.batch(indices)
+            pixels = to_tensor(np.ascontiguousarray(plain[:, :, ::-1]) if mirrored else plain, device)
         raw = torch.from_numpy(np.asarray(means[indices])).to(device).float()
         found.append(extractor(raw, pixels, NoiseSource(seed, start, len(indices), device)).cpu())
     return torch.cat(found)

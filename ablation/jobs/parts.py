@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+import os
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Literal
 
@@ -12,11 +13,13 @@ import torch
 from ablation.config import Config
 from ablation.data.images import ImageSet, open_images
 from ablation.data.latents import LatentScaler, LatentStore
+from ablation.denoiser.diffusers_format import from_diffusers
 from ablation.denoiser.dit import DiT, build_denoiser
+from ablation.denoiser.exchange import load_denoiser
 from ablation.diffusion.prediction import input_dim, output_dim
 from ablation.diffusion.process import Process
 from ablation.diffusion.space import PatchSpace
-from ablation.errors import ArtifactError
+from ablation.errors import ArtifactError, ConfigError
 from ablation.jobs.context import JobIO
 from ablation.store import TOKENIZER
 from ablation.tokenizers import build_tokenizer
@@ -57,17 +60,34 @@ class Setting:
     space: PatchSpace | None
 
     def fresh_denoiser(self, num_classes: int, seed: int) -> DiT:
-        """Build the cell's network with weights drawn from the seed; the global random state is left as it was."""
+        """Build the cell's network with weights drawn from the seed, or read from denoiser.init_path.
+
+        The global random state is left as it was. Raises ConfigError, naming the field, where the weights are of another network.
+        """
         config, dim = self.config, self.tokenizer.latent_dim
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(stream_seed(seed, "denoiser"))
-            return build_denoiser(
+            built = build_denoiser(
                 config.denoiser,
                 input_dim(self.process, self.space, dim),
                 output_dim(self.process, self.space, dim),
                 self.tokenizer.grid,
                 num_classes,
             )
+        return built if config.denoiser.init_path is None else initial_denoiser(Path(config.denoiser.init_path), built)
+
+
+def initial_denoiser(path: Path, wanted: DiT) -> DiT:
+    """Read a denoiser to start from, ours or in diffusers' format, and check that it is the network the cell asks for."""
+    read = from_diffusers(path, wanted.architecture.encoder_depth) if path.is_dir() else load_denoiser(path)
+    ours, theirs = asdict(wanted.architecture), asdict(read.architecture)
+    if differing := [name for name in ours if ours[name] != theirs[name]]:
+        name = differing[0]
+        raise ConfigError(
+            f"denoiser.init_path holds a network with {name} = {theirs[name]}, but this cell's has {ours[name]}",
+            "Choose denoiser.size, denoiser.modulation_ratio, process.learned_variance and the tokenizer to match it.",
+        )
+    return read
 
 
 def load_setting(io: JobIO, encode_job: str, tokenizer_job: str) -> Setting:
@@ -79,7 +99,8 @@ def load_setting(io: JobIO, encode_job: str, tokenizer_job: str) -> Setting:
     process = Process.from_config(config.process).to(io.device)
     space = None
     if tokenizer.orthonormal:
-        space = PatchSpace.build(tokenizer.basis, tokenizer.center, scaler.shift, scaler.scale, tokenizer.patch_size).to(io.device)
+        basis, center = tokenizer.get_buffer("basis"), tokenizer.get_buffer("center")
+        space = PatchSpace.build(basis, center, scaler.shift, scaler.scale, tokenizer.patch_size).to(io.device)
     return Setting(config, process, latents, scaler, tokenizer, space)
 
 
@@ -89,5 +110,8 @@ def batches_of(total: int, size: int) -> list[np.ndarray]:
 
 
 def save_array(path: Path, shape: tuple[int, ...], dtype: type) -> np.memmap:
-    """Create an .npy file of a shape to be filled through a memory map."""
-    return np.lib.format.open_memmap(path, mode="w+", dtype=dtype, shape=shape)  # type: ignore[no-any-return,no-untyped-call]
+    """Create an .npy file of a shape to be filled through a memory map; a disk without room for it raises OSError."""
+    array: np.memmap = np.lib.format.open_memmap(path, mode="w+", dtype=dtype, shape=shape)
+    with path.open("r+b") as file:  # else a full disk kills the process when it writes to a page of the map
+        os.posix_fallocate(file.fileno(), 0, path.stat().st_size)
+    return array

@@ -28,21 +28,26 @@ def run(io: JobIO) -> dict[str, Any]:
     """Fit the tokenizer on the training images; write its weights; return PSNR on test images, in dB."""
     config = io.config
     images = images_of(io, "train")
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(stream_seed(io.seed, "tokenizer"))
-        tokenizer = build_tokenizer(config.tokenizer, config.data.image_size, io.parts).to(io.device)
+    tokenizer = fresh_tokenizer(io)
     scalars: dict[str, float] = {}
     if tokenizer.fit_kind == "closed_form":
         _fit_closed_form(io, tokenizer, images)
     elif tokenizer.fit_kind == "gradient" and config.tokenizer.steps:
-        scalars = _fit_by_gradient(io, tokenizer, images)
+        scalars = make_trainer(io, tokenizer, images).fit()
     tokenizer.eval()
     save_tensors(io.folder / TOKENIZER, tokenizer.state_dict())
     return {"metrics": {"tokenizer_psnr": _psnr(io, tokenizer), **{f"tokenizer_{name}": value for name, value in scalars.items()}}}
 
 
+def fresh_tokenizer(io: JobIO) -> Tokenizer:
+    """Build the tokenizer with weights drawn from the seed; the global random state is left as it was."""
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(stream_seed(io.seed, "tokenizer"))
+        return build_tokenizer(io.config.tokenizer, io.config.data.image_size, io.parts).to(io.device)
+
+
 def _fit_closed_form(io: JobIO, tokenizer: Tokenizer, images: ImageSet) -> None:
-    """Stream all training images once, and their mirrors where training uses them, through the tokenizer's own fit."""
+    """Stream all training images once through the tokenizer's own fit."""
     chunks = batches_of(len(images), 256)
 
     def stream() -> Any:
@@ -55,11 +60,11 @@ def _fit_closed_form(io: JobIO, tokenizer: Tokenizer, images: ImageSet) -> None:
     tokenizer.fit(stream())
 
 
-def _fit_by_gradient(io: JobIO, tokenizer: Tokenizer, images: ImageSet) -> dict[str, float]:
-    """Train the tokenizer with its losses in the one training loop; return the last logged scalars."""
+def make_trainer(io: JobIO, tokenizer: Tokenizer, images: ImageSet) -> Trainer:
+    """Build the trainer of a gradient-fitted tokenizer with its losses, at the step its last checkpoint reached."""
     cfg = io.config.tokenizer
     objective = training_objective(tokenizer, cfg, stream_seed(io.seed, "discriminator"), io.parts)
-    lr = cfg.base_lr * cfg.global_batch
+    lr = cfg.base_lr * cfg.global_batch * (cfg.linear_lr_ratio if cfg.kind in ("patch_vae", "patch_ae") else 1.0)
     recipe = Recipe(
         steps=cfg.steps,
         global_batch=cfg.global_batch,
@@ -75,7 +80,7 @@ def _fit_by_gradient(io: JobIO, tokenizer: Tokenizer, images: ImageSet) -> dict[
         checkpoint_seconds=io.checkpoint_seconds,
     )
     batches = ImageBatches(images, horizontal_flip=io.config.data.horizontal_flip, device=io.device)
-    return Trainer(objective, batches, recipe, io.folder, io.monitor, io.device).fit()
+    return Trainer(objective, batches, recipe, io.folder, io.monitor, io.device)
 
 
 @torch.no_grad()

@@ -7,6 +7,7 @@ from typing import Any
 
 from ablation.config import TrainConfig
 from ablation.data.latents import LatentBatches
+from ablation.denoiser.dit import DiT
 from ablation.denoiser.exchange import save_denoiser
 from ablation.diffusion.objective import DenoisingObjective
 from ablation.jobs.context import JobIO
@@ -71,11 +72,13 @@ def run(io: JobIO) -> dict[str, Any]:
     trainer = make_trainer(io)
     trainer.fit()
     denoiser = trainer.modules["denoiser"]
+    assert isinstance(denoiser, DiT)
     save_denoiser(denoiser, io.folder / DENOISER)
     live = {name: value.clone() for name, value in denoiser.state_dict().items()}
     denoiser.load_state_dict({**live, **trainer.averages["denoiser"].state()})
     save_denoiser(denoiser, io.folder / DENOISER_AVERAGE)
     losses = [json.loads(line)["loss"] for line in (io.folder / CURVE).read_text().splitlines()]
-    tail = losses[-max(1, len(losses) // 10) :] or [float("nan")]
+    tail = losses[-max(1, len(losses) // 10) :]
     parameters = sum(parameter.numel() for parameter in denoiser.parameters())
-    return {"metrics": {"final_loss": sum(tail) / len(tail), "steps": trainer.step, "parameters": parameters}}
+    final = {"final_loss": sum(tail) / len(tail)} if tail else {}  # no step, no loss
+    return {"metrics": {**final, "steps": trainer.step, "parameters": parameters}}

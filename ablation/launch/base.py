@@ -52,8 +52,11 @@ def blocked_by(plan: Plan, job_id: str, states: dict[str, str]) -> str:
 
 
 def skip(plan: Plan, store: Store, job_id: str, parent: str, states: dict[str, str], watcher: Watcher) -> None:
-    """Mark a job skipped because a parent did not finish."""
-    reason = f"parent {plan.jobs[parent].kind} {states[parent]} ({parent})"
-    store.mark_failed(job_id, "skipped", reason)
-    states[job_id] = "skipped"
-    watcher.ended(job_id, "skipped", reason, 0.0)
+    """Mark a job skipped because a parent did not finish, naming the ancestor at fault; one that finished before stays done."""
+    if store.state(job_id).name == "done":
+        states[job_id], reason = "done", ""
+    else:
+        inherited = store.state(parent).reason if states[parent] == "skipped" else ""
+        states[job_id], reason = "skipped", inherited or f"parent {plan.jobs[parent].kind} {states[parent]} ({parent})"
+        store.mark_failed(job_id, "skipped", reason)
+    watcher.ended(job_id, states[job_id], reason, 0.0)

@@ -12,16 +12,23 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable
-from dataclasses import dataclass, field
-from typing import IO
+from dataclasses import dataclass
+from pathlib import Path
 
 from ablation.errors import ArtifactError
 from ablation.launch.base import Outcome, Watcher, blocked_by, skip
+from ablation.launch.worker import CHECKPOINT_SECONDS
 from ablation.plan import Plan
 from ablation.store import LOG, PROGRESS, Store, read_json
 
 POLL_SECONDS = 0.25
 FINAL = ("done", "failed", "diverged", "skipped")
+
+
+def default_workers() -> int:
+    """Return how many worker processes suit this machine's cores: 2, or 4 from eight cores on; small jobs gain little from threads."""
+    cores = len(os.sched_getaffinity(0))
+    return 4 if cores >= 8 else min(2, cores)
 
 
 @dataclass
@@ -32,16 +39,18 @@ class _Worker:
     process: subprocess.Popen[str] | None = None
     job: str | None = None
     since: float = 0.0
-    log: IO[str] | None = field(default=None, repr=False)
 
 
 class LocalLauncher:
     """Runs up to `parallel` jobs at once; with GPUs, one job on each."""
 
-    def __init__(self, parallel: int, threads: int | None = None, gpus: tuple[str, ...] = ()) -> None:
+    def __init__(
+        self, parallel: int, threads: int | None = None, gpus: tuple[str, ...] = (), checkpoint_seconds: float = CHECKPOINT_SECONDS
+    ) -> None:
         """parallel: worker processes; threads: CPU threads of each (None: the cores shared evenly); gpus: one worker each."""
         count = min(parallel, len(gpus)) if gpus else parallel
         self.threads = threads or max(1, len(os.sched_getaffinity(0)) // max(1, count))
+        self.checkpoint_seconds = checkpoint_seconds
         self.workers = [_Worker(gpus[number] if gpus else None) for number in range(max(1, count))]
 
     def run(self, plan: Plan, store: Store, watcher: Watcher, should_stop: Callable[[], bool]) -> Outcome:
@@ -58,6 +67,7 @@ class LocalLauncher:
                     self._collect(plan, store, watcher, selector, waiting, outcome)
             finally:
                 self._stop(store, watcher, outcome)
+        outcome.interrupted |= "interrupted" in outcome.states.values()  # also where somebody else stopped a worker
         return outcome
 
     def _assign(
@@ -69,7 +79,12 @@ class LocalLauncher:
                 waiting.remove(job_id)
                 skip(plan, store, job_id, parent, states, watcher)
                 continue
-            if any(states.get(parent) != "done" for parent in plan.jobs[job_id].inputs.values()):
+            parents = [states.get(parent) for parent in plan.jobs[job_id].inputs.values()]
+            if "interrupted" in parents:
+                waiting.remove(job_id)
+                states[job_id] = "interrupted"
+                continue
+            if any(state != "done" for state in parents):
                 continue
             if store.state(job_id).name == "done":
                 waiting.remove(job_id)
@@ -88,17 +103,18 @@ class LocalLauncher:
             environment = {**os.environ, "OMP_NUM_THREADS": str(self.threads), "PYTHONHASHSEED": "0"}
             if worker.gpu is not None:
                 environment["CUDA_VISIBLE_DEVICES"] = worker.gpu
-            worker.log = (store.job_folder(job_id) / LOG).open("a", encoding="utf-8")
-            command = [sys.executable, "-m", "ablation.launch.worker", "--serve", "--runs", str(store.root), "--threads", str(self.threads)]
-            worker.process = subprocess.Popen(
-                command,
-                stdin=subprocess.PIPE,
-                stdout=subprocess.PIPE,
-                stderr=worker.log,
-                text=True,
-                env=environment,
-                start_new_session=True,
-            )
+            command = [sys.executable, "-m", "ablation.launch.worker", "--serve", "--runs", str(store.root)]
+            command += ["--threads", str(self.threads), "--checkpoint-seconds", str(self.checkpoint_seconds)]
+            with (store.job_folder(job_id) / LOG).open("a", encoding="utf-8") as log:  # for what goes wrong before the job's own log
+                worker.process = subprocess.Popen(
+                    command,
+                    stdin=subprocess.PIPE,
+                    stdout=subprocess.PIPE,
+                    stderr=log,
+                    text=True,
+                    env=environment,
+                    start_new_session=True,
+                )
             assert worker.process.stdout is not None
             selector.register(worker.process.stdout, selectors.EVENT_READ, worker)
         assert worker.process.stdin is not None
@@ -116,11 +132,10 @@ class LocalLauncher:
         for key, _ in selector.select(POLL_SECONDS) if selector.get_map() else []:
             worker: _Worker = key.data
             line = key.fileobj.readline()  # type: ignore[union-attr]
-            if line:
-                _, _, state = line.strip().rpartition(" ")
-            else:
+            state = line.strip().rpartition(" ")[2]
+            if state in ("", "interrupted"):  # the process has ended, or ends after this answer
                 selector.unregister(key.fileobj)
-                state = self._died(worker, store)
+                state = self._gone(worker, store, state)
             self._settle(worker, state, store, watcher, waiting, outcome)
         for worker in self.workers:
             if worker.job is not None:
@@ -139,18 +154,20 @@ class LocalLauncher:
         outcome.states[job_id] = state
         watcher.ended(job_id, state, store.state(job_id).reason, time.monotonic() - worker.since)
 
-    def _died(self, worker: _Worker, store: Store) -> str:
-        """Record that a worker ended in the middle of a job."""
-        if worker.process is None or worker.job is None:
-            return "failed"
+    def _gone(self, worker: _Worker, store: Store, state: str) -> str:
+        """Part with a worker whose process ends, and return the state of its job: without an answer, it died of something."""
+        assert worker.process is not None
         code = worker.process.wait()
+        if worker.process.stdout is not None:
+            worker.process.stdout.close()
         worker.process = None
-        how = f"killed by signal {-code}" if code < 0 else f"exited with {code}"
+        if state or worker.job is None:
+            return state
         if store.state(worker.job).name == "done":
             return "done"
-        store.mark_failed(
-            worker.job, "failed", f"its worker process was {how}. Run the same command again to go on from the last checkpoint."
-        )
+        how = f"was killed by signal {-code}" if code < 0 else f"exited with {code}"
+        fix = "Run the same command again to go on from the last checkpoint."
+        store.mark_failed(worker.job, "failed", f"its worker process {how}. {fix}")
         return "failed"
 
     def _stop(self, store: Store, watcher: Watcher, outcome: Outcome) -> None:
@@ -171,10 +188,16 @@ class LocalLauncher:
                 worker.process.wait()
             if worker.process.stdout is not None:
                 worker.process.stdout.close()
-            if worker.log is not None:
-                worker.log.close()
             if worker.job is not None:
                 state = "done" if store.state(worker.job).name == "done" else "interrupted"
                 outcome.states[worker.job] = state
                 watcher.ended(worker.job, state, "", time.monotonic() - worker.since)
                 worker.job = None
+
+
+def visible_gpus() -> tuple[str, ...]:
+    """List the GPUs this process may use, by the names CUDA_VISIBLE_DEVICES takes."""
+    named = os.environ.get("CUDA_VISIBLE_DEVICES")
+    if named is not None:
+        return tuple(part for part in named.split(",") if part.strip())
+    return tuple(str(number) for number in range(len(list(Path("/proc/driver/nvidia/gpus").glob("*")))))

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import time
-from collections import defaultdict
+from collections import Counter, defaultdict
 from types import TracebackType
 from typing import Self
 
 from rich.console import Console
+from rich.markup import escape
 from rich.progress import BarColumn, Progress, ProgressColumn, Task, TaskID, TextColumn, TimeElapsedColumn
 from rich.text import Text
 
@@ -43,6 +44,7 @@ class RunWatcher:
         self.took: dict[str, list[float]] = defaultdict(list)
         self.shares: dict[str, float] = {}
         self.tasks: dict[str, TaskID] = {}
+        self.skipped: Counter[str] = Counter()  # by reason, which names the ancestor that failed
         self.bar = Progress(
             TextColumn("{task.description}"),
             BarColumn(bar_width=28),
@@ -62,6 +64,8 @@ class RunWatcher:
 
     def __exit__(self, kind: type[BaseException] | None, value: BaseException | None, trace: TracebackType | None) -> None:
         self.bar.stop()
+        for reason, count in self.skipped.items():
+            self.console.print(f"{count} jobs {MARKS['skipped']}: {escape(reason)}", highlight=False, soft_wrap=True)
 
     def _name(self, job_id: str) -> str:
         """Name a job by its kind and the first cell it serves."""
@@ -80,7 +84,7 @@ class RunWatcher:
 
     def started(self, job_id: str) -> None:
         """Add a bar for the job."""
-        if job_id not in self.reused:
+        if job_id not in self.reused and job_id not in self.tasks:  # a job that another command held is started again
             self.tasks[job_id] = self.bar.add_task(self._name(job_id), total=1, note="", remaining=None)
 
     def progressed(self, job_id: str, done: int, total: int, note: str) -> None:
@@ -91,7 +95,7 @@ class RunWatcher:
             self.bar.update(self.overall, remaining=self._estimate())
 
     def ended(self, job_id: str, state: str, reason: str, seconds: float) -> None:
-        """Close the job's bar and print a line about it."""
+        """Close the job's bar and print a line about it; skipped jobs are counted and named at the end."""
         if job_id in self.tasks:
             self.bar.remove_task(self.tasks.pop(job_id))
         if job_id in self.reused and state == "done":
@@ -101,8 +105,11 @@ class RunWatcher:
         if state == "done":
             self.took[self.plan.jobs[job_id].kind].append(seconds)
         self.bar.update(self.overall, advance=1, remaining=self._estimate())
+        if state == "skipped":
+            self.skipped[reason] += 1
+            return
         left = self._estimate()
-        tail = f"  [red]{reason}[/]" if state in ("failed", "diverged") else f"  [dim]{reason}[/]" if reason else ""
+        tail = f"  [red]{escape(reason)}[/]" if state in ("failed", "diverged") else f"  [dim]{escape(reason)}[/]" if reason else ""
         clock = "" if self.console.is_terminal else f"  about {int(left) // 60}:{int(left) % 60:02d} left"
         self.console.print(
             f"[dim]{time.strftime('%H:%M:%S')}[/] {self._name(job_id)}  {MARKS.get(state, state)} in {seconds:.1f} s{clock}{tail}",

@@ -6,6 +6,7 @@ Success is DONE.json, written last. `python -m ablation.launch.worker --runs DIR
 from __future__ import annotations
 
 import argparse
+import contextlib
 import hashlib
 import importlib
 import json
@@ -18,7 +19,7 @@ import time
 import traceback
 from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, TextIO
 
 from ablation.config import from_nested
 from ablation.discover import load_file, load_parts
@@ -48,11 +49,16 @@ class StopFlag:
         return self.set
 
 
-def checked_sources(spec: Mapping[str, Any]) -> dict[str, Any]:
-    """Load the parts that recorded stage files provide, after checking that the files are unchanged."""
+def checked_sources(spec: Mapping[str, Any], pinned: Path | None = None) -> dict[str, Any]:
+    """Load the parts that recorded stage files provide, after checking that the files are unchanged.
+
+    pinned: a folder of copies named by content, which a cluster's jobs read, so that editing a stage file does not stop them.
+    """
     stages = []
     for source in spec["sources"]:
         path = Path(source["file"])
+        if pinned is not None and (copy := pinned / f"{source['sha256']}.py").is_file():
+            path = copy
         if not path.is_file() or hashlib.sha256(path.read_bytes()).hexdigest() != source["sha256"]:
             raise ArtifactError(
                 f"the stage file {path} of stage '{source['stage']}' changed since the job was planned", "Run `ablate run` again."
@@ -72,50 +78,56 @@ def run_job(
 
     Raises nothing but KeyboardInterrupt: whatever goes wrong in the job is recorded in its folder.
     """
-    with store.lock(job_id) as mine:
-        if not mine:
-            return "running"
-        if store.state(job_id).name == "done":
-            return "done"
-        store.clear_failure(job_id)
-        store.record_attempt(job_id, {"event": "started"})
-        try:
-            _execute(store, job_id, progress, should_stop, checkpoint_seconds)
-        except Interrupted as stop:
-            return _ended(store, job_id, "interrupted", str(stop))
-        except KeyboardInterrupt:
-            _ended(store, job_id, "interrupted", "stopped by the user")
-            raise
-        except DivergedError as error:
-            return _ended(store, job_id, "diverged", str(error))
-        except AblationError as error:
-            return _ended(store, job_id, "failed", str(error))
-        except MemoryError:
-            return _ended(store, job_id, "failed", "out of memory. Use a smaller batch or scale.")
-        except Exception as error:  # noqa: BLE001 - a job's fault, whatever it is, belongs to the job's record
-            _log(store, job_id, traceback.format_exc())
-            reason = " ".join(f"{type(error).__name__}: {error}".split())
-            return _ended(store, job_id, "failed", f"{reason}. The traceback is in {store.job_folder(job_id) / LOG}")
+    try:
+        with store.lock(job_id) as mine:
+            if not mine:
+                return "running"
+            if store.state(job_id).name == "done":
+                return "done"
+            return _attempt(store, job_id, progress, should_stop, checkpoint_seconds)
+    except (OSError, ArtifactError) as error:  # the folder cannot be written to
+        return _ended(store, job_id, "failed", str(error))
+
+
+def _attempt(
+    store: Store, job_id: str, progress: Callable[[int, int, str], None], should_stop: Callable[[], bool], checkpoint_seconds: float
+) -> str:
+    """Run a job whose lock is held and record how that ended."""
+    store.clear_failure(job_id)
+    store.record_attempt(job_id, {"event": "started"})
+    try:
+        _execute(store, job_id, progress, should_stop, checkpoint_seconds)
+    except Interrupted as stop:
+        return _ended(store, job_id, "interrupted", str(stop))
+    except KeyboardInterrupt:
+        _ended(store, job_id, "interrupted", "stopped by the user")
+        raise
+    except DivergedError as error:
+        return _ended(store, job_id, "diverged", str(error))
+    except AblationError as error:
+        return _ended(store, job_id, "failed", str(error))
+    except MemoryError:
+        return _ended(store, job_id, "failed", "out of memory. Use a smaller batch or scale.")
+    except (Exception, SystemExit) as error:  # noqa: BLE001 - a job's fault, whatever it is, belongs to the job's record
+        reason = " ".join(f"{type(error).__name__}: {error}".split())
+        with contextlib.suppress(ArtifactError):
+            store.log(job_id, traceback.format_exc())
+        return _ended(store, job_id, "failed", f"{reason}. The traceback is in {store.job_folder(job_id) / LOG}")
+    with contextlib.suppress(ArtifactError):  # DONE.json is there: the job is done, whatever becomes of the note about it
         store.record_attempt(job_id, {"event": "done"})
-        return "done"
+    return "done"
 
 
 def _ended(store: Store, job_id: str, state: str, reason: str) -> str:
     """Record how an attempt ended, as far as the disk allows."""
     try:
-        _log(store, job_id, f"{state}: {reason}")
         if state != "interrupted":
             store.mark_failed(job_id, state, reason)
+        store.log(job_id, f"{state}: {reason}")
         store.record_attempt(job_id, {"event": state, "reason": reason})
-    except (OSError, ArtifactError) as error:
-        print(f"{job_id}: {state}: {reason} (and it could not be recorded: {error})", file=sys.stderr)
+    except ArtifactError as error:
+        print(f"{state} {job_id}: {reason} (and that could not be recorded: {error})", file=sys.stderr)
     return state
-
-
-def _log(store: Store, job_id: str, text: str) -> None:
-    """Append a line to the job's log."""
-    with (store.job_folder(job_id) / LOG).open("a", encoding="utf-8") as file:
-        file.write(f"{time.strftime('%H:%M:%S')} {text.rstrip()}\n")
 
 
 def _execute(
@@ -137,10 +149,10 @@ def _execute(
         seed=spec["seed"] if spec["seed"] is not None else 0,
         control=spec["control"],
         inputs=spec["inputs"],
-        parts=checked_sources(spec),
+        parts=checked_sources(spec, store.sources),
         device=choose_device(),
         progress=progress,
-        log=lambda text: _log(store, job_id, text),
+        log=lambda text: store.log(job_id, text),
         should_stop=should_stop,
         checkpoint_seconds=checkpoint_seconds,
     )
@@ -183,28 +195,48 @@ def file_progress(store: Store, job_id: str) -> Callable[[int, int, str], None]:
     return report
 
 
+def _keep_stdout() -> TextIO:
+    """Return standard output for answers, and send to standard error whatever else is printed, which must not be taken for one."""
+    answers = os.fdopen(os.dup(1), "w")
+    os.dup2(2, 1)
+    return answers
+
+
+def _print_to_log(store: Store, job_id: str) -> None:
+    """Send what a job prints, on either stream, to its log."""
+    sys.stdout.flush()
+    with contextlib.suppress(OSError):
+        log = os.open(store.job_folder(job_id) / LOG, os.O_WRONLY | os.O_APPEND | os.O_CREAT, 0o666)
+        os.dup2(log, 1)
+        os.dup2(log, 2)
+        os.close(log)
+
+
 def main(arguments: list[str] | None = None) -> int:
     """Run jobs named on the command line, or, with --serve, named one a line on standard input."""
     parser = argparse.ArgumentParser(description="Run jobs of a study; the launchers call this.")
     parser.add_argument("--runs", type=Path, required=True)
     parser.add_argument("--threads", type=int, default=0)
+    parser.add_argument("--checkpoint-seconds", type=float, default=CHECKPOINT_SECONDS)
     parser.add_argument("--serve", action="store_true", help="read job ids from standard input, answer each with its state")
     parser.add_argument("jobs", nargs="*")
     options = parser.parse_args(arguments)
-    from ablation.compute import enable_fast_products, set_threads
-
     stop = StopFlag()
     stop.install()
+    from ablation.compute import enable_fast_products, set_threads  # slow; a stop during the import is heeded at the first step
+
     set_threads(options.threads or None)
     enable_fast_products()
     store = Store(options.runs)
     states = []
+    answers = _keep_stdout() if options.serve else sys.stdout
     names = (line.strip() for line in sys.stdin) if options.serve else iter(options.jobs)
     for job_id in names:
-        state = run_job(store, job_id, file_progress(store, job_id), stop)
-        states.append(state)
         if options.serve:
-            print(f"{job_id} {state}", flush=True)
+            _print_to_log(store, job_id)
+        state = run_job(store, job_id, file_progress(store, job_id), stop, options.checkpoint_seconds)
+        states.append(state)
+        print(f"{job_id} {state}", file=answers, flush=True)
         if stop():
             break
     if "interrupted" in states:

@@ -39,12 +39,14 @@ class Footnotes:
     texts: dict[str, str] = field(default_factory=dict)
 
     def mark(self, text: str) -> str:
+        """Return the letter of a footnote, a new one for a new text."""
         if text not in self.texts:
             count = len(self.texts)
             self.texts[text] = (chr(96 + count // 26) if count >= 26 else "") + chr(97 + count % 26)
         return self.texts[text]
 
     def marks(self, texts: Sequence[str]) -> tuple[str, ...]:
+        """Return the letters of several footnotes, each once."""
         return tuple(dict.fromkeys(self.mark(text) for text in texts))
 
 

@@ -72,8 +72,6 @@ class TokenizerObjective:
             self._kl = kl_to_standard_normal(mean, std)  # (B,)
         self._reconstructions = self.tokenizer.decode(latents)  # (B, 3, H, W)
         self._adversarial = self.discriminator is not None and progress >= self.cfg.adversarial_start
-        if self.perceptual is not None:
-            self.perceptual.to(self._images.device)
 
     def loss(self, phase: str) -> tuple[Tensor | None, dict[str, Tensor]]:
         """Return the phase's scalar loss over the batch and the values to log; (None, {}) skips the phase."""
@@ -108,14 +106,12 @@ class TokenizerObjective:
 
         Both terms are differentiated once, at the images; the balance needs these gradients carried one layer further down,
         and the returned loss carries their weighted sum on. Value and gradients equal those of the plain sum, for half the
-        passes through the frozen networks.
+        passes through both networks, and the discriminator is left without a gradient.
         """
         assert self.discriminator is not None
         images = self._reconstructions.detach().requires_grad_()
         fidelity, logged = self._fidelity(images)
-        self.discriminator.requires_grad_(False)  # this phase must leave no gradient in it
         adversarial = -self.discriminator(images).mean()
-        self.discriminator.requires_grad_(True)
         with torch.autocast(images.device.type, enabled=False):  # a backward pass keeps the precision of its forward pass
             gradients = [torch.autograd.grad(term, images)[0] for term in (fidelity, adversarial)]  # each (B, 3, H, W)
             layer = self.tokenizer.last_layer()
@@ -138,17 +134,19 @@ class TokenizerObjective:
 def training_objective(tokenizer: Tokenizer, cfg: TokenizerConfig, seed: int, parts: Mapping[str, Any]) -> TokenizerObjective:
     """Build the objective of a gradient-fitted tokenizer; perceptual and adversarial terms only where it has image losses.
 
-    `seed` fixes the discriminator's first weights. `parts` may hold a plugin's "perceptual:NAME".
+    Both networks are put on the tokenizer's device. `seed` fixes the discriminator's first weights. `parts` may hold a
+    plugin's "perceptual:NAME".
     Raises: ConfigError for an unknown perceptual network or missing weights.
     """
     perceptual, discriminator = None, None
+    device = next(tokenizer.parameters()).device
     if tokenizer.image_losses and cfg.perceptual_weight > 0:
-        perceptual = build_perceptual(cfg.perceptual_network, cfg.perceptual_path, parts)
+        perceptual = build_perceptual(cfg.perceptual_network, cfg.perceptual_path, parts).to(device)
     if tokenizer.image_losses and cfg.adversarial_weight > 0:
         width = min(_DISCRIMINATOR_WIDTH, cfg.block_channels[0])
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(seed)
-            discriminator = PatchDiscriminator(tokenizer.grid * tokenizer.patch_size, width)
+            discriminator = PatchDiscriminator(tokenizer.grid * tokenizer.patch_size, width).to(device)
     return TokenizerObjective(tokenizer, cfg, perceptual, discriminator)
 
 

@@ -11,16 +11,17 @@ from torch import Tensor
 from ablation.errors import DataError
 from ablation.tokenizers.base import patchify
 
-_CHUNK = 8192  # rows per float32 product: bounds memory and the rounding error of one partial sum
+_CHUNK = 8192  # rows per product: bounds memory, and the rounding error of one float32 partial sum
+_EXACT_BELOW = 256  # for smaller patches float64 products cost too little to save on
 _NEAR_LARGEST = 0.9
 
 
 class PatchCovariance:
     """Mean and covariance of patches, accumulated batch by batch and mergeable over workers.
 
-    Products are taken in float32 on data shifted by the first batch's mean, sums are kept in float64: close to the accuracy
-    of float64 at less than half its cost. NumPy multiplies, so torch's matmul precision setting cannot lower the accuracy.
-    On a CUDA device products are float64 there. Sums do not depend on how the images are cut into batches, up to rounding.
+    Sums are kept in float64. Products of patches of 256 numbers and more are taken in float32, on data shifted by the first
+    batch's mean, at less than half the cost of float64. NumPy multiplies, so torch's matmul precision setting cannot lower
+    the accuracy; on a CUDA device products are float64. Up to rounding the result does not depend on the cut into batches.
     """
 
     def __init__(self, patch_size: int) -> None:
@@ -43,10 +44,11 @@ class PatchCovariance:
             self._add_on_device(patches)
             return
         rows = patches.float().numpy()
+        shift = self.shift.astype(np.float64 if rows.shape[1] < _EXACT_BELOW else np.float32)  # exact: it was float32
         for start in range(0, len(rows), _CHUNK):
-            shifted = rows[start : start + _CHUNK] - self.shift.astype(np.float32)  # (n, D)
+            shifted = rows[start : start + _CHUNK] - shift  # (n, D) in the shift's precision
             self.total += shifted.sum(0, dtype=np.float64)
-            self.scatter += shifted.T @ shifted  # (D, D) float32, added in float64
+            self.scatter += shifted.T @ shifted  # (D, D)
 
     def _add_on_device(self, patches: Tensor) -> None:
         """Add patches (n, D) with float64 products on their own device."""

@@ -67,7 +67,7 @@ class EfficientNetDistance(PerceptualDistance):
 
     def __init__(self, path: str | None) -> None:
         super().__init__()
-        from ablation.evaluation.efficientnet import load_efficientnet_lite0, stage_features
+        from ablation.efficientnet import load_efficientnet_lite0, stage_features
 
         self.network = _channels_last(load_efficientnet_lite0(path))
         self._stage_features = stage_features

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from ablation.errors import ArtifactError, DivergedError, Interrupted
-from ablation.store import CURVE
+from ablation.store import CHECKPOINT_PREFIX, CURVE
 from ablation.train.checkpoint import load_checkpoint, save_checkpoint
 from ablation.train.ema import Ema
 from ablation.train.noise import ImageOrder, NoiseSource
@@ -133,6 +133,7 @@ class Trainer:
                 self._check_finite(logged)
                 self._save()
                 saved_at = time.monotonic()
+        self._check_weights()
         return self.last
 
     def _one_step(self) -> dict[str, Tensor]:
@@ -152,6 +153,8 @@ class Trainer:
                     self._begin(start + begin, count)
                 loss, scalars = self._loss(phase)
                 share = count / recipe.global_batch
+                if loss is not None:
+                    scalars = {**scalars, "loss" if phase == self.objective.phases[0] else f"{phase}_loss": loss}
                 for name, value in scalars.items():
                     logged[name] = logged.get(name, torch.zeros((), device=self.device)) + value.detach().float() * share
                 if loss is None:
@@ -160,10 +163,6 @@ class Trainer:
                     optimizer.zero_grad(set_to_none=True)
                     stepped = True
                 (loss * share if not single else loss).backward()
-                logged["loss" if phase == self.objective.phases[0] else f"{phase}_loss"] = (
-                    logged.get("loss" if phase == self.objective.phases[0] else f"{phase}_loss", torch.zeros((), device=self.device))
-                    + loss.detach().float() * share
-                )
             if stepped:
                 self._update(phase, optimizer, factor)
         return logged
@@ -207,17 +206,24 @@ class Trainer:
         scalars = {name: float(value) for name, value in logged.items()}
         for name, value in scalars.items():
             if not math.isfinite(value):
-                newest = max((path.name for path in self.folder.glob("checkpoint-*.safetensors")), default="none")
-                raise DivergedError(
-                    f"{name} became {value} at step {self.step} of {self.recipe.steps}; last good checkpoint: {newest}",
-                    "Lower the learning rate or clip the gradient (train.base_lr, train.clip_grad, tokenizer.base_lr).",
-                )
+                raise self._diverged(f"{name} became {value} at step {self.step} of {self.recipe.steps}")
         return scalars
 
+    def _diverged(self, what: str) -> DivergedError:
+        """Say what went wrong, and from where one could go on."""
+        newest = max((path.name for path in self.folder.glob(f"{CHECKPOINT_PREFIX}*.safetensors")), default="none")
+        fix = "Lower the learning rate or clip the gradient (train.base_lr, train.clip_grad, tokenizer.base_lr)."
+        return DivergedError(f"{what}; last good checkpoint: {newest}", fix)
+
+    def _check_weights(self) -> None:
+        """Stop the training where a weight is no number any more, which the loss shows only at the next step."""
+        if not all(torch.isfinite(weight).all() for phase in self.objective.phases for weight in self.objective.parameters(phase)):
+            raise self._diverged(f"a weight became infinite or NaN at step {self.step} of {self.recipe.steps}")
+
     def _save(self) -> None:
-        """Write a checkpoint; one with non-finite weights is never written."""
-        if all(torch.isfinite(parameter).all() for phase in self.objective.phases for parameter in self.objective.parameters(phase)):
-            save_checkpoint(self.folder, self.step, self.modules, self.optimizers, self.averages)
+        """Write a checkpoint, never one with non-finite weights."""
+        self._check_weights()
+        save_checkpoint(self.folder, self.step, self.modules, self.optimizers, self.averages)
 
 
 class _Curve:

@@ -96,6 +96,16 @@ def test_an_extreme_log_variance_stays_finite() -> None:
             assert (std > 0).all()
 
 
+def test_the_conv_tokenizer_starts_with_a_narrow_posterior_and_idle_residual_blocks() -> None:
+    tokenizer = ConvVAE(settings("conv"), SIZE)
+    std = tokenizer.encode(IMAGES)[1]
+    assert std is not None
+    assert 0.04 < std.min() < std.max() < 0.07  # exp(-6 / 2) = 0.05
+    block = tokenizer.network.decoder.mid_block.resnets[0]
+    maps = torch.randn(2, 8, 4, 4)
+    assert torch.equal(block(maps, None), maps)
+
+
 def test_any_channel_counts_can_be_normalised() -> None:
     for channels in ((6, 10), (7, 7), (12, 36), (144, 144)):
         tokenizer = ConvVAE(settings("conv", block_channels=channels), SIZE)

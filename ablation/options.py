@@ -1,0 +1,36 @@
+"""The options that several commands of the command line share. Light."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+StagesOption = Annotated[list[str] | None, typer.Option("--stages", metavar="FILE_OR_FOLDER", help="Stage files of your own; repeatable.")]
+RunsOption = Annotated[Path, typer.Option("--runs", metavar="DIR", help="The run folder.")]
+ScaleOption = Annotated[
+    str | None, typer.Option("--scale", metavar="NAME", help="smoke, small, paper, or a YAML file. [default: smoke, or small with a GPU]")
+]
+SetOption = Annotated[list[str] | None, typer.Option("--set", metavar="SETTING=VALUE", help="Fix a setting in every row; repeatable.")]
+DataOption = Annotated[str | None, typer.Option("--data", metavar="DATA", help="A folder of images, a source, SOURCE:PATH, or timm:NAME.")]
+SeedsOption = Annotated[str, typer.Option("--seeds", metavar="LIST", help="Seeds, as 0,1,2 or 0-4.")]
+ThroughOption = Annotated[
+    str | None, typer.Option("--through", metavar="STAGE", help="Run the path from the baseline to this stage. [default: predict_original]")
+]
+TableOption = Annotated[int | None, typer.Option("--table", metavar="N", help="Run what Table 1, 2 or 3 needs, instead of a path.")]
+OnlyOption = Annotated[list[str] | None, typer.Option("--only", metavar="STAGE", help="Run this stage, not the path to it; repeatable.")]
+GridOption = Annotated[
+    list[str] | None, typer.Option("--grid", metavar="SETTING=V,V", help="Cross the stages with these values; repeatable.")
+]
+NameOption = Annotated[str | None, typer.Option("--name", help="The study's name. [default: made from what it is]")]
+StudyOption = Annotated[str | None, typer.Option("--study", metavar="NAME", help="Which study. [default: the last one]")]
+JsonOption = Annotated[bool, typer.Option("--json", help="Print JSON.")]
+ControlsOption = Annotated[bool, typer.Option("--controls/--no-controls", help="Also probe an untrained network and patch-PCA features.")]
+PartitionOption = Annotated[str | None, typer.Option("--partition", metavar="NAME", help="slurm: the partition of every job.")]
+ResourcesOption = Annotated[
+    Path | None, typer.Option("--resources", metavar="FILE", help="slurm: what each kind of job asks for, as YAML.")
+]
+ResourceOption = Annotated[
+    list[str] | None, typer.Option("--resource", metavar="FIELD=VALUE", help="slurm: one such field, or KIND.FIELD; repeatable.")
+]

@@ -1,0 +1,203 @@
+"""A study that is killed, interrupted or run twice at once ends in the numbers of one that was left alone, bit for bit."""
+
+from __future__ import annotations
+
+import json
+import os
+import random
+import signal
+import threading
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+from commands import SINGLE_LEVEL, Recorder, assert_equal_jobs, attempts, finish, never, run, set_options, start, starts, worker
+
+from ablation.errors import EXIT_INTERRUPTED
+from ablation.launch.inline import InlineLauncher
+from ablation.launch.worker import main as worker_main
+from ablation.store import Store
+from ablation.study import Request, Study, prepare, write_specs
+
+pytestmark = pytest.mark.usefixtures("one_thread")
+STEPS = 40
+SETTINGS = {"data.image_size": 16, "tokenizer.block_channels": (8, 16), "tokenizer.steps": STEPS, "train.steps": STEPS, **SINGLE_LEVEL}
+ADVERSARIAL = "drop_perceptual_loss"
+
+
+@pytest.fixture(scope="module")
+def plan_study(tiny_settings: dict, warm: Callable[[Path], Path]) -> Callable[..., Study]:
+    """Plan the cell with an adversarial tokenizer in a run folder."""
+
+    def plan(runs: Path) -> Study:
+        settings = {**tiny_settings, **SETTINGS}
+        study = prepare(Request(only=(ADVERSARIAL,), scale="smoke", settings=settings, runs=warm(runs), with_controls=False))
+        write_specs(study)
+        return study
+
+    return plan
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return tmp_path_factory.mktemp("resume")
+
+
+@pytest.fixture(scope="module")
+def undisturbed(plan_study, folder) -> Study:
+    """The study, run once without any disturbance, in a process of its own."""
+    study: Study = plan_study(folder / "undisturbed")
+    answer = run(worker(study.store.root, *study.plan.jobs))
+    assert (answer.code, answer.err) == (0, "")
+    return study
+
+
+def reached(store: Store, job: str) -> int:
+    """Return the step of a job's newest checkpoint."""
+    return max((int(path.stem.rpartition("-")[2]) for path in store.job_folder(job).glob("checkpoint-*.safetensors")), default=0)
+
+
+def wait_for(condition: Callable[[], bool], seconds: float = 120) -> None:
+    """Poll until something is so."""
+    deadline = time.monotonic() + seconds
+    while not condition():
+        assert time.monotonic() < deadline, "waited in vain"
+        time.sleep(0.001)
+
+
+def kill_in_the_middle(store: Store, job: str, step: int) -> None:
+    """Start a worker that saves at every step, and kill it when it has passed the given one."""
+    process = start(worker(store.root, job))
+    wait_for(lambda: reached(store, job) >= step or process.poll() is not None)
+    process.kill()
+    answer = finish(process)
+    assert (answer.code, answer.err) == (-signal.SIGKILL, "")
+    assert step <= reached(store, job) < STEPS, f"killed at {reached(store, job)}, asked for {step}"
+    assert store.state(job).name == "interrupted"
+
+
+def interrupt(store: Store, job: str, number: int, step: int) -> None:
+    """Run a worker's main in this process and send it a real signal when the job has passed a step."""
+
+    def watch() -> None:
+        wait_for(lambda: reached(store, job) >= step)
+        os.kill(os.getpid(), number)
+
+    handlers = {each: signal.getsignal(each) for each in (signal.SIGINT, signal.SIGTERM, signal.SIGUSR2)}
+    thread = threading.Thread(target=watch)
+    thread.start()
+    try:
+        code = worker_main(worker(store.root, job)[1:])
+    finally:
+        thread.join()
+        for each, handler in handlers.items():
+            signal.signal(each, handler)
+    assert code == EXIT_INTERRUPTED
+    assert store.state(job).name == "interrupted"
+    assert step <= reached(store, job) < STEPS
+    assert attempts(store, job)[-1]["event"] == "interrupted"
+
+
+def complete(study: Study) -> None:
+    outcome = InlineLauncher(1).run(study.plan, study.store, Recorder(), never)
+    assert set(outcome.states.values()) == {"done"}
+
+
+def test_an_adversarial_tokenizer_killed_in_the_middle_ends_the_same(plan_study, folder, undisturbed):
+    """Killed after the discriminator has joined, with its own optimizer state."""
+    study = plan_study(folder / "tokenizer")
+    job = study.plan.roles[f"{ADVERSARIAL}-s0"]["tokenizer"]
+    kill_in_the_middle(study.store, job, random.randrange(STEPS // 2 + 2, STEPS - 8))
+    complete(study)
+    assert starts(study.store, job) == 2
+    assert "resuming at step" in (study.store.job_folder(job) / "job.log").read_text()
+    assert_equal_jobs(study.store, undisturbed.store, list(study.plan.jobs))
+
+
+def test_a_denoiser_killed_stopped_by_every_signal_and_robbed_of_a_checkpoint_ends_the_same(plan_study, folder, undisturbed):
+    study = plan_study(folder / "denoiser")
+    store, roles = study.store, study.plan.roles[f"{ADVERSARIAL}-s0"]
+    assert worker_main(worker(store.root, roles["tokenizer"], roles["encode"])[1:]) == 0
+    job = roles["train"]
+    kill_in_the_middle(store, job, random.randrange(3, 10))
+    for number, step in ((signal.SIGTERM, 18), (signal.SIGUSR2, 24), (signal.SIGINT, 30)):
+        interrupt(store, job, number, step)
+    newest = max(store.job_folder(job).glob("checkpoint-*"))
+    newest.write_bytes(newest.read_bytes()[:-1000])
+    complete(study)
+    assert starts(store, job) == 5
+    assert f"checkpoint {newest.name} cannot be used" in (store.job_folder(job) / "job.log").read_text()
+    assert_equal_jobs(store, undisturbed.store, list(study.plan.jobs))
+
+
+def test_without_a_readable_checkpoint_the_job_fails_in_one_line_and_leaves_the_files_alone(plan_study, folder):
+    study = plan_study(folder / "unreadable")
+    store, job = study.store, study.plan.roles[f"{ADVERSARIAL}-s0"]["tokenizer"]
+    files = [store.job_folder(job) / f"checkpoint-{step:09d}.safetensors" for step in (3, 4)]
+    for path in files:
+        path.write_bytes(b"not a checkpoint")
+    assert worker_main(worker(store.root, job)[1:]) == 1
+    state = store.state(job)
+    assert state.name == "failed"
+    assert state.reason.startswith("no checkpoint in ")
+    assert "Remove the checkpoint files there to start this training over, then run the same command again." in state.reason
+    assert all(path.read_bytes() == b"not a checkpoint" for path in files)
+
+
+# --- whole commands ---------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def request_options(tiny_settings) -> list[str]:
+    """A small study: two seeds of a patch autoencoder with one noise level."""
+    settings = {**tiny_settings, **SETTINGS, "tokenizer.steps": 8, "train.steps": 30}
+    return ["--only", "patch_ae", "--seeds", "0,1", "--scale", "smoke", "--no-controls", *set_options(settings)]
+
+
+RUN_OPTIONS = ["--no-report", "--threads", "1", "--checkpoint-seconds", "0"]
+
+
+def test_a_command_killed_and_interrupted_goes_on_where_it_was(request_options, folder, warm, ablate):
+    """Finished jobs are not run again; the interrupted ones go on from their checkpoints."""
+    runs = warm(folder / "command")
+    store, command = Store(runs), ["run", *request_options, "--launcher", "inline", "--runs", str(runs), *RUN_OPTIONS]
+    process = start(["ablation", *command])
+    wait_for(lambda: any(reached(store, job) > 4 for job in store.jobs() if job.startswith("train")))
+    process.kill()
+    assert finish(process).code == -signal.SIGKILL
+    finished = {job for job in store.jobs() if store.state(job).name == "done"}
+    assert len(finished) >= 2
+    victim = next(job for job in store.jobs() if store.state(job).name == "interrupted")
+    before = reached(store, victim)
+
+    def watch() -> None:
+        wait_for(lambda: reached(store, victim) > before + 4)
+        os.kill(os.getpid(), signal.SIGINT)
+
+    thread = threading.Thread(target=watch)
+    thread.start()
+    answer = ablate(*command)
+    thread.join()
+    assert (answer.code, answer.err) == (130, "")
+    assert "interrupted: finished jobs are kept; the same command goes on from here" in answer.out
+    assert {cell["state"] for cell in json.loads(ablate("status", "--runs", runs, "--json").out)["cells"]} >= {"interrupted"}
+    plan = json.loads(ablate("plan", "--json", *request_options, "--runs", runs).out)
+    assert "resume" in {job["action"] for job in plan["jobs"]}
+
+    last = ablate(*command)
+    assert (last.code, last.err) == (0, "")
+    assert all(starts(store, job) == 1 for job in finished)
+    assert starts(store, victim) == 3
+
+
+def test_two_commands_of_the_same_study_share_the_work(request_options, folder, warm):
+    """Started together, one with a worker of its own: no job runs twice, and both succeed."""
+    runs = warm(folder / "twice")
+    command = ["ablation", "run", *request_options, "--runs", str(runs), *RUN_OPTIONS, "--parallel", "1", "--launcher"]
+    answers = [finish(process) for process in [start([*command, launcher]) for launcher in ("inline", "local")]]
+    assert [(answer.code, answer.err) for answer in answers] == [(0, "")] * 2
+    store = Store(runs)
+    assert len(store.jobs()) == 8
+    assert {store.state(job).name for job in store.jobs()} == {"done"}
+    assert all(starts(store, job) == 1 for job in store.jobs())

@@ -1,0 +1,228 @@
+"""Whole studies on a real SLURM: the same numbers as in one process, whatever is done to the jobs, the nodes or the code."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+from commands import ROOT, assert_equal_jobs, attempts, run, set_options, starts
+from slurm_cluster import CELL, ONE_CPU, Cluster, cell_command, job_of, status, submit_cell
+
+from ablation.store import Store
+
+pytestmark = [pytest.mark.slurm, pytest.mark.timeout(400)]
+
+EVERY_STEP = ("--resource", "checkpoint_seconds=0")
+
+
+BREAKS = """
+from ablation.stage import Stage
+from ablation.tokenizers.base import Tokenizer
+
+
+class Breaks(Tokenizer):
+    fit_kind = "closed_form"
+
+    def fit(self, batches):
+        raise RuntimeError("broken on purpose")
+
+    def encode(self, images):
+        raise NotImplementedError
+
+    decode = encode
+
+
+STAGE = Stage(
+    name="breaks", after="patch_pca", title="breaks", changes={"tokenizer.kind": "breaks"}, provides={"tokenizer:breaks": Breaks}
+)
+"""
+
+
+def wait_for_training(cluster: Cluster, runs: Path) -> str:
+    """Wait until the training has written a checkpoint, and return the job."""
+    train = job_of(runs, "train")
+    cluster.until("a checkpoint", lambda: Store(runs).has_checkpoint(train))
+    return train
+
+
+def task_of(runs: Path, job: str) -> str:
+    import json
+
+    task: str = json.loads((Store(runs).job_folder(job) / "slurm.json").read_text())["task"]
+    return task
+
+
+def process_of(task: str) -> int:
+    """Return the process id of the interpreter that runs a task."""
+    for folder in Path("/proc").glob("[0-9]*"):
+        try:
+            environment, line = (folder / "environ").read_bytes().split(b"\0"), (folder / "cmdline").read_bytes()
+        except OSError:
+            continue
+        if f"SLURM_JOB_ID={task}".encode() in environment and b"SLURM_PROCID=0" in environment and b"submitit.core._submit" in line:
+            return int(folder.name)
+    raise AssertionError(f"no process of task {task}")
+
+
+def assert_undisturbed(runs: Path, finished: Path) -> None:
+    """Fail unless every job of the cell is there once, with the numbers of an undisturbed run, and the report is written."""
+    jobs = Store(finished).jobs()
+    assert Store(runs).jobs() == jobs
+    assert_equal_jobs(Store(runs), Store(finished), jobs)
+    assert [cell["state"] for cell in status(runs, "cell")] == ["done"]
+    assert (runs / "reports" / "cell" / "results.jsonl").is_file()
+
+
+def test_study_through_stages_equals_the_inline_launcher(cluster: Cluster, tmp_path: Path, tiny_settings: dict) -> None:
+    tiny = {path: list(value) if isinstance(value, tuple) else value for path, value in tiny_settings.items()}
+    command = [
+        "ablation",
+        "run",
+        "--through",
+        "drop_class_conditioning",
+        "--scale",
+        "smoke",
+        "--no-controls",
+        "--name",
+        "two",
+        *set_options(tiny),
+    ]
+    inline = subprocess.Popen(
+        [sys.executable, "-m", *command, "--runs", str(tmp_path / "inline"), "--launcher", "inline", "--threads", "1", "--no-report"],
+        env={**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)},
+        stdout=subprocess.DEVNULL,
+        cwd=ROOT,
+    )
+    began = time.monotonic()
+    answer = run([*command, "--runs", str(tmp_path / "slurm"), "--launcher", "slurm", *ONE_CPU])
+    assert answer.code == 0, answer.err
+    assert time.monotonic() - began < 20
+    assert len(cluster.live()) >= 9  # the graph is in the queue, and the command is gone
+    cluster.idle(200)
+    assert inline.wait(timeout=200) == 0
+    store = Store(tmp_path / "slurm")
+    assert_equal_jobs(store, Store(tmp_path / "inline"), Store(tmp_path / "inline").jobs())
+    assert all(starts(store, job) == 1 for job in store.jobs())
+    assert [cell["state"] for cell in status(store.root)] == ["done", "done"]
+    assert (store.root / "reports" / "two" / "index.html").is_file()
+    again = run([*command, "--runs", str(store.root), "--launcher", "slurm", *ONE_CPU])
+    assert "0 jobs submitted" in again.out
+
+
+def test_failed_tokenizer_skips_its_children_at_once(cluster: Cluster, tmp_path: Path) -> None:
+    stage = tmp_path / "breaks.py"
+    stage.write_text(BREAKS)
+    runs = tmp_path / "runs"
+    command = [*cell_command(runs, "--stages", str(stage)), "--launcher", "slurm", *ONE_CPU]
+    command[command.index("patch_pca")] = "breaks"
+    answer = run([*command, "--wait"])
+    assert answer.code == 1, answer.err
+    assert not [task for task, (state, _) in cluster.live().items() if state == "PENDING"]
+    (cell,) = status(runs)
+    assert cell["jobs"] == {"tokenizer": "failed", "encode": "skipped", "train": "skipped", "probe": "skipped"}
+    store = Store(runs)
+    assert "broken on purpose" in store.state(job_of(runs, "tokenizer")).reason
+    assert "parent" in store.state(job_of(runs, "probe")).reason
+    assert (runs / "reports" / "cell" / "results.jsonl").is_file()
+
+
+def test_usr2_saves_requeues_and_goes_on_bit_for_bit(cluster: Cluster, half_done: Path, finished_cell: Path) -> None:
+    assert submit_cell(half_done, *EVERY_STEP).code == 0
+    train = wait_for_training(cluster, half_done)
+    cluster.ask("scancel", "--signal=USR2", task_of(half_done, train))
+    cluster.idle()
+    assert_undisturbed(half_done, finished_cell)
+    events = attempts(Store(half_done), train)
+    assert [entry["event"] for entry in events if entry["event"] != "slurm"] == ["started", "interrupted", "requeued", "started", "done"]
+    assert "SIGUSR2" in next(entry["reason"] for entry in events if entry["event"] == "requeued")
+    assert [entry["restart"] for entry in events if entry["event"] == "slurm"] == [0, 1]
+
+
+def test_preempted_training_is_requeued_and_goes_on_bit_for_bit(cluster: Cluster, half_done: Path, finished_cell: Path) -> None:
+    assert (
+        submit_cell(half_done, "--partition", "low", "--resource", "checkpoint_seconds=600", "--resource", "sbatch={nodelist: n1}").code
+        == 0
+    )
+    train = job_of(half_done, "train")
+    cluster.until("training", lambda: (Store(half_done).job_folder(train) / "curve.jsonl").exists())
+    cluster.ask("sbatch", "--partition=main", "--nodelist=n1", "--exclusive", "--output=/dev/null", "--wrap=sleep 3")
+    cluster.idle()
+    assert_undisturbed(half_done, finished_cell)
+    events = attempts(Store(half_done), train)
+    assert starts(Store(half_done), train) == 2
+    assert any("preempted" in entry.get("reason", "") for entry in events)
+    assert "resuming at step" in (Store(half_done).job_folder(train) / "job.log").read_text()
+
+
+def test_node_that_loses_power_in_mid_training_costs_only_time(cluster: Cluster, half_done: Path, finished_cell: Path) -> None:
+    assert submit_cell(half_done, *EVERY_STEP).code == 0
+    train = wait_for_training(cluster, half_done)
+    (node,) = cluster.ask("squeue", "-h", "--format=%N", f"--jobs={task_of(half_done, train)}").split()
+    cluster.stop(node)
+    cluster.until("the requeue", lambda: starts(Store(half_done), train) == 2, 200)
+    cluster.idle()
+    assert_undisturbed(half_done, finished_cell)
+    again = [entry for entry in attempts(Store(half_done), train) if entry["event"] == "slurm" and entry["restart"] == 1]
+    assert again
+    assert again[0]["after"]
+
+
+def test_scancel_by_hand_is_not_requeued_and_retry_goes_on(cluster: Cluster, half_done: Path, finished_cell: Path) -> None:
+    assert submit_cell(half_done, *EVERY_STEP).code == 0
+    train = wait_for_training(cluster, half_done)
+    cluster.ask("scancel", task_of(half_done, train))
+    cluster.idle()
+    (cell,) = status(half_done, "cell")
+    assert cell["jobs"]["train"] == "cancelled"
+    assert cell["jobs"]["probe"] == "skipped"
+    answer = run(["ablation", "retry", "--runs", str(half_done), "--study", "cell"])
+    assert "2 jobs submitted" in answer.out, answer
+    cluster.idle()
+    assert_undisturbed(half_done, finished_cell)
+
+
+def test_code_edited_after_submission_does_not_reach_queued_jobs(cluster: Cluster, tmp_path: Path, finished_cell: Path) -> None:
+    checkout = tmp_path / "checkout"
+    for name in ("ablation", "stages", "reports"):
+        shutil.copytree(ROOT / name, checkout / name, ignore=shutil.ignore_patterns("__pycache__"))
+    runs = tmp_path / "runs"
+    held = [*cell_command(runs), "--launcher", "slurm", *ONE_CPU, "--resource", "tokenizer.sbatch={hold: true}"]
+    subprocess.run([sys.executable, "-m", *held], env={**os.environ, "PYTHONPATH": str(checkout)}, cwd=checkout, check=True)
+    for name in ("ablation/jobs/tokenizer.py", "ablation/jobs/train.py", "ablation/launch/worker.py", "ablation/launch/slurm_job.py"):
+        with (checkout / name).open("a") as file:
+            file.write("\nraise RuntimeError('the edited code ran')\n")
+    (checkout / "stages" / "patch_pca.py").write_text("raise RuntimeError('the edited stage was read')\n")
+    cluster.ask("scontrol", "release", task_of(runs, job_of(runs, "tokenizer")))
+    cluster.idle()
+    assert_undisturbed(runs, finished_cell)
+
+
+@pytest.mark.slow
+def test_time_limit_saves_requeues_and_goes_on(cluster: Cluster, tmp_path: Path) -> None:
+    runs = tmp_path / "runs"
+    settings = {**CELL, "train.steps": 2500}
+    command = ["ablation", "run", "--only", "patch_pca", "--scale", "smoke", "--no-controls", "--name", "cell", "--runs", str(runs)]
+    limits = ["--resource", "train.time=1", "--resource", "train.signal_seconds=20"]
+    assert run([*command, *set_options(settings), "--launcher", "slurm", *ONE_CPU, *limits]).code == 0
+    cluster.idle(390)
+    train = job_of(runs, "train")
+    assert Store(runs).state(train).name == "done"
+    assert any("time limit" in entry.get("reason", "") for entry in attempts(Store(runs), train))
+
+
+def test_killed_process_fails_its_job_and_leaves_nothing_pending(cluster: Cluster, half_done: Path) -> None:
+    assert submit_cell(half_done, *EVERY_STEP).code == 0
+    train = wait_for_training(cluster, half_done)
+    os.kill(process_of(task_of(half_done, train)), signal.SIGKILL)  # what running out of memory looks like
+    cluster.idle()
+    (cell,) = status(half_done, "cell")
+    assert cell["jobs"]["train"] == "failed"
+    assert cell["jobs"]["probe"] == "skipped"
+    assert "SLURM: FAILED" in Store(half_done).state(train).reason
+    assert (half_done / "reports" / "cell" / "results.jsonl").is_file()

@@ -1,0 +1,208 @@
+"""From a request to a study, and from a run folder to result records."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import asdict
+from pathlib import Path
+
+import pytest
+
+from ablation.collect import collect, read_records, write_records
+from ablation.config import from_nested
+from ablation.errors import ConfigError, DataError
+from ablation.study import Request, data_settings, parse_seeds, parse_settings, prepare, write_specs
+
+
+def request(runs: Path, **changes) -> Request:
+    return Request(**{"scale": "smoke", "runs": runs, "with_controls": False, **changes})
+
+
+# --- what a user types ------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("text", "value"),
+    [
+        ("train.base_lr=1e-4", 1e-4),
+        ("train.base_lr=1", 1.0),
+        ("train.steps=7", 7),
+        ("train.steps=null", None),
+        ("data.horizontal_flip=false", False),
+        ("process.target=clean", "clean"),
+        ("data.path=a=b", "a=b"),
+        ("probe.weight_decays=[1e-3, 0, 0.1]", [1e-3, 0.0, 0.1]),
+        ("tokenizer.block_channels=[8, 16]", [8, 16]),
+    ],
+)
+def test_settings_are_typed(text, value):
+    parsed = parse_settings([text])[text.partition("=")[0]]
+    assert (parsed, type(parsed)) == (value, type(value))
+
+
+@pytest.mark.parametrize(
+    ("text", "said"),
+    [
+        ("train.steps", "has no '='"),
+        ("train.stepz=3", r"unknown setting 'train\.stepz'.*train\.steps"),
+        ("train.steps=many", r"'train\.steps' cannot be 'many'.*int or none"),
+        ("train.steps=[1", "cannot be read"),
+        ("train.steps=2.5", r"'train\.steps' cannot be 2\.5"),
+        ("train.base_lr=-1", r"'train\.base_lr' cannot be -1"),
+        ("train.base_lr=2026-01-01", r"'train\.base_lr' cannot be"),
+        ("train.base_lr=true", r"'train\.base_lr' cannot be True"),
+        ("probe.weight_decays=[[1]]", r"'probe\.weight_decays' cannot be"),
+        ("data.horizontal_flip=2", r"'data\.horizontal_flip' cannot be 2"),
+        ("=3", "unknown setting ''"),
+    ],
+)
+def test_unusable_settings_name_field_value_and_fix(text, said):
+    with pytest.raises(ConfigError, match=said):
+        parse_settings([text])
+
+
+@pytest.mark.parametrize(("text", "seeds"), [("0", (0,)), ("0,1,2", (0, 1, 2)), ("3-5", (3, 4, 5)), ("1,0-2, 7", (1, 0, 2, 7))])
+def test_seeds(text, seeds):
+    assert parse_seeds(text) == seeds
+
+
+@pytest.mark.parametrize("text", ["", "a", "1,,2", "-1", "1-", "2-1", "1.5", "0x1", "²", "0-999999999999"])
+def test_unusable_seeds(text):
+    with pytest.raises(ConfigError, match="--seeds .*Write --seeds 0,1,2"):
+        parse_seeds(text)
+
+
+def test_data_is_a_folder_a_source_or_both(tmp_path):
+    assert data_settings(None) == {}
+    assert data_settings("fashion_mnist") == {"data.source": "fashion_mnist"}
+    assert data_settings("cifar10:/there") == {"data.source": "cifar10", "data.path": "/there"}
+    assert data_settings("timm:hfds/x") == {"data.source": "timm:hfds/x"}
+    assert data_settings(str(tmp_path)) == {"data.source": "folder", "data.path": str(tmp_path)}
+    with pytest.raises(ConfigError, match="neither a folder nor a data source.*fashion_mnist"):
+        data_settings("fashion-mnist")
+
+
+# --- prepare ----------------------------------------------------------------------------------------------------------
+
+
+def test_the_default_scale_is_said(runs):
+    study = prepare(request(runs, scale=None, through="baseline"))
+    assert any("no --scale given: using" in note for note in study.notes)
+
+
+@pytest.mark.parametrize(("table", "cells"), [(1, 5), (3, 14), (None, 13)])
+def test_tables_and_the_default_path(runs, table, cells):
+    assert len(prepare(request(runs, table=table)).plan.cells) == cells
+
+
+@pytest.mark.parametrize(
+    ("changes", "error", "said"),
+    [
+        ({"through": "patch_pcaa"}, ConfigError, "unknown stage 'patch_pcaa'.*patch_pca"),
+        ({"table": 4}, ConfigError, "--table 4 does not exist"),
+        ({"scale": "smok"}, ConfigError, "unknown scale 'smok'.*smoke"),
+        ({"name": "../up"}, ConfigError, "cannot be named"),
+        ({"data": "folder:/no/such"}, DataError, "'/no/such' does not exist"),
+        ({"stages": ("no.py",)}, ConfigError, "no.py does not exist"),
+        ({"settings": {"data.image_size": 4, "tokenizer.patch_size": 8}}, ConfigError, "smaller than a patch"),
+        ({"settings": {"probe.timestep": 2000}}, ConfigError, r"probe\.timestep = 2000 is beyond process\.num_timesteps = 1000"),
+    ],
+)
+def test_what_is_wrong_is_found_before_anything_runs(runs, changes, error, said):
+    with pytest.raises(error, match=said):
+        prepare(request(runs, **changes))
+    assert not runs.exists()
+
+
+def test_a_silenced_stage_is_noted(runs):
+    study = prepare(request(runs, through="predict_clean", settings={"process.target": "noise", "process.loss_weight": "uniform"}))
+    assert [note for note in study.notes if "predict_clean" in note and "--set fixes it" in note]
+
+
+def test_a_study_describes_every_cell(runs):
+    settings = {"train.steps": 3, "fid.extractor_path": "/elsewhere"}
+    study = prepare(request(runs, through="patch_pca", settings=settings, with_controls=True, seeds=(0, 1)))
+    document = json.loads(json.dumps(study.document("ablate run")))
+    cells = {cell["id"]: cell for cell in document["cells"]}
+    assert len(cells) == 8 * 2 + 2 * 2
+    cell = cells["patch_pca-s1"]
+    assert cell["changes"] == {"tokenizer.kind": ["patch_ae", "patch_pca"], "tokenizer.latent_dim": [16, 32]}
+    assert cell["overrides"] == {"train.steps": 3}
+    assert (cell["seed"], cell["labels_used"], cells["baseline-s0"]["labels_used"]) == (1, False, True)
+    assert cells["patch_pca.random_init-s0"]["title"] == "the same network, untrained"
+    assert from_nested(cell["config"]).train.steps == 3
+    assert set(document["code"]) == {"commit", "dirty"}
+
+
+def test_written_specifications_are_all_a_worker_needs(runs):
+    study = prepare(request(runs, through="baseline", settings={"probe.weight_decays": (0.5,)}))
+    write_specs(study)
+    for job, planned in study.plan.jobs.items():
+        spec = study.store.spec(job)
+        assert spec == json.loads(json.dumps({**asdict(planned), "code": spec["code"]}))
+        assert from_nested(spec["config"]) == study.plan.cells["baseline-s0"].config
+
+
+def test_a_finished_jobs_specification_stays_as_it_ran(runs):
+    study = prepare(request(runs, through="baseline"))
+    write_specs(study)
+    job = next(iter(study.plan.jobs))
+    ran = {**study.store.spec(job), "code": {"commit": "then", "dirty": False}}
+    study.store.prepare(job, ran)
+    study.store.mark_done(job, {"metrics": {}})
+    write_specs(study)
+    assert study.store.spec(job) == ran
+
+
+# --- records ----------------------------------------------------------------------------------------------------------
+
+
+def record_of(metrics: dict) -> dict:
+    cost = {"wall_seconds": 1.5, "peak_memory_gib": 0.5}
+    return {"metrics": metrics, "protocol": {}, "cost": cost, "code": {"commit": "c", "dirty": False}, "versions": {"torch": "2"}}
+
+
+def test_records_join_what_the_jobs_left(runs):
+    study = prepare(request(runs, through="drop_class_conditioning"))
+    write_specs(study)
+    document, roles = study.document("ablate run"), study.plan.roles
+    for role, metrics in {"tokenizer": {"tokenizer_psnr": 20.0}, "encode": {}, "train": {"final_loss": 0.5}}.items():
+        study.store.mark_done(roles["baseline-s0"][role], record_of(metrics))
+    study.store.mark_done(roles["baseline-s0"]["probe"], record_of({"linear_probe_top1": 30.0}))
+    study.store.mark_done(roles["baseline-s0"]["fid"], record_of({"fid": 9.0}))
+    study.store.mark_failed(roles["drop_class_conditioning-s0"]["train"], "diverged", "loss became nan")
+    first, second = collect(study.store, document)
+    assert first["state"] == "done"
+    assert first["metrics"] == {"tokenizer_psnr": 20.0, "final_loss": 0.5, "linear_probe_top1": 30.0, "fid": 9.0}
+    assert first["cost"]["wall_seconds"] == 7.5
+    assert (second["state"], second["reason"]) == ("diverged", "loss became nan")
+    assert second["metrics"] == {"tokenizer_psnr": 20.0}
+
+
+def test_a_cell_that_never_ran_is_missing(runs):
+    study = prepare(request(runs, through="single_noise_level"))
+    records = {record["stage"]: record for record in collect(study.store, study.document("ablate run"))}
+    assert {record["state"] for record in records.values()} == {"missing"}
+    assert "single noise level" in records["single_noise_level"]["undefined"]["fid"]
+    assert records["predict_original"]["undefined"] == {}
+
+
+def test_records_survive_the_file(runs, tmp_path):
+    study = prepare(request(runs, through="baseline", with_controls=True))
+    records = collect(study.store, study.document("ablate run"))
+    assert [record["control"] for record in records] == [None, "random_init", "pca_features", "chance"]
+    write_records(records, tmp_path / "results.jsonl")
+    assert read_records(tmp_path / "results.jsonl") == json.loads(json.dumps(records))
+
+
+@pytest.mark.parametrize(
+    ("line", "said"),
+    [(b"{", "line 2 is not JSON"), (b"3", "line 2 is not a record"), (b'{"schema": 9}', "line 2 has schema 9"), (b"\xff", "cannot read")],
+)
+def test_a_corrupt_line_is_named(tmp_path, line, said):
+    path = tmp_path / "results.jsonl"
+    path.write_bytes(b'{"schema": 1}\n' + line + b"\n")
+    with pytest.raises(ConfigError, match=said):
+        read_records(path)
+    with pytest.raises(ConfigError, match=r"cannot read .*none\.jsonl"):
+        read_records(tmp_path / "none.jsonl")
