@@ -6,6 +6,7 @@ Exit codes: 0 done, 1 a job failed, 2 usage (an unknown name, a bad value, unusa
 from __future__ import annotations
 
 import sys
+import time
 from datetime import date
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, NoReturn
@@ -33,6 +34,7 @@ from ablation.options import (
     ThroughOption,
 )
 from ablation.terminal import (
+    command_line,
     console,
     plain,
     print_checks,
@@ -183,7 +185,7 @@ def run(
     if launcher == "slurm":
         from ablation.launch.slurm_commands import follow, submit_study
 
-        document = submit_study(study, resources, resource or [], partition, _command(), say)
+        document = submit_study(study, resources, resource or [], partition, command_line(), say)
         raise typer.Exit(follow(study.store, document, show_cells(study.name, study.store.root)) if wait else EXIT_OK)
     code = _launch(study, launcher, parallel, threads, checkpoint_seconds)
     if report and code != EXIT_INTERRUPTED:
@@ -199,11 +201,11 @@ def _launch(study: Study, launcher: str, parallel: int | None, threads: int | No
     from ablation.launch.local import LocalLauncher, default_workers, visible_gpus
     from ablation.launch.watch import RunWatcher
     from ablation.launch.worker import CHECKPOINT_SECONDS, StopFlag
-    from ablation.study import write_plan
+    from ablation.study import machine_name, write_plan
 
     if launcher not in ("inline", "local"):
         raise ConfigError(f"unknown launcher '{launcher}'", nearest(launcher, ("inline", "local", "slurm")))
-    decisions = write_plan(study, _command())
+    decisions = write_plan(study, command_line())
     reused = {job for job, decision in decisions.items() if decision.action == "reuse"}
     out, stop = console(), StopFlag()
     out.print(
@@ -215,8 +217,12 @@ def _launch(study: Study, launcher: str, parallel: int | None, threads: int | No
     if launcher == "local":
         gpus = visible_gpus()
         chosen = LocalLauncher(parallel or len(gpus) or default_workers(), threads, gpus, interval)
+    began = time.monotonic()
     with RunWatcher(study.plan, out, reused) as watcher:
         outcome = chosen.run(study.plan, study.store, watcher, stop)
+    if ran := len([job for job, state in outcome.states.items() if state == "done" and job not in reused]):
+        session = {"machine": machine_name(), "jobs": ran, "seconds": round(time.monotonic() - began, 1), "command": command_line()}
+        study.store.record_session(study.name, session)
     if outcome.interrupted:
         out.print("[yellow]interrupted[/]: finished jobs are kept; the same command goes on from here")
         return EXIT_INTERRUPTED
@@ -225,13 +231,6 @@ def _launch(study: Study, launcher: str, parallel: int | None, threads: int | No
         if state.name != "skipped":
             console(stderr=True).print(f"[red]{state.name}[/] {job}: {plain(state.reason)}", soft_wrap=True, highlight=False)
     return EXIT_JOB_FAILED if outcome.failed else EXIT_OK
-
-
-def _command() -> str:
-    """Return the command line as a user would type it."""
-    import shlex
-
-    return shlex.join(["ablate", *sys.argv[1:]])
 
 
 @app.command()
@@ -336,10 +335,12 @@ def _report(store: Any, name: str | None, out: Path | None) -> None:
     """Collect a study's records and write its reports."""
     from ablation.collect import collect, read_records, write_records
     from ablation.report.build import print_and_write
+    from ablation.store import write_json
 
     document = store.study(name)
     folder = out or store.root / "reports" / document["name"]
     write_records(collect(store, document), folder / "results.jsonl")
+    write_json(folder / "provenance.json", {name: document[name] for name in ("name", "command", "written", "sessions")})
     print_and_write(read_records(folder / "results.jsonl"), folder, document, console())  # so that --results gives the same tables
 
 

@@ -7,6 +7,7 @@ This module is light: it imports neither torch nor numpy.
 from __future__ import annotations
 
 from collections.abc import Mapping
+from functools import cache
 from typing import Any, Literal, get_args
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
@@ -181,22 +182,24 @@ class Config(Section):
 
 def field_names() -> list[str]:
     """List every setting by its dotted path, in the order of declaration."""
-    return [f"{section}.{name}" for section, model in _sections().items() for name in model.model_fields]
+    return [f"{section}.{name}" for section, fields in _fields().items() for name in fields]
 
 
-def _sections() -> dict[str, type[Section]]:
-    """Map each section's name to its model."""
+@cache
+def _fields() -> dict[str, dict[str, Any]]:
+    """Map each section's name to its fields' names and types."""
     default = Config()
-    return {name: type(getattr(default, name)) for name in Config.model_fields}
+    models: dict[str, type[Section]] = {name: type(getattr(default, name)) for name in Config.model_fields}
+    return {name: {field: info.annotation for field, info in model.model_fields.items()} for name, model in models.items()}
 
 
 def field_type(path: str) -> Any:
     """Return the annotated type of a dotted path; unknown paths raise with the nearest valid ones."""
     section, _, name = path.partition(".")
-    sections = _sections()
-    if section not in sections or name not in sections[section].model_fields:
+    fields = _fields()
+    if section not in fields or name not in fields[section]:
         raise ConfigError(f"unknown setting '{path}'", nearest(path, field_names()))
-    return sections[section].model_fields[name].annotation
+    return fields[section][name]
 
 
 def get_value(config: Config, path: str) -> Any:
@@ -242,16 +245,20 @@ def _readable(section: str, error: ValidationError) -> ConfigError:
 
 def diff(before: Config, after: Config) -> dict[str, tuple[Any, Any]]:
     """Map each setting in which two configurations differ to its two values, in the order of declaration."""
-    pairs = {path: (get_value(before, path), get_value(after, path)) for path in field_names()}
-    return {path: pair for path, pair in pairs.items() if pair[0] != pair[1]}
+    changed: dict[str, tuple[Any, Any]] = {}
+    for section, fields in _fields().items():
+        old, new = getattr(before, section), getattr(after, section)
+        if old != new:
+            changed |= {f"{section}.{name}": (getattr(old, name), getattr(new, name)) for name in fields}
+    return {path: pair for path, pair in changed.items() if pair[0] != pair[1]}
 
 
 def from_nested(values: Mapping[str, Any], base: Config | None = None) -> Config:
     """Build a configuration from nested sections (a YAML file's content) on top of a base."""
     flat: dict[str, Any] = {}
     for section, entries in values.items():
-        if section not in _sections():
-            raise ConfigError(f"unknown section '{section}'", nearest(section, _sections()))
+        if section not in _fields():
+            raise ConfigError(f"unknown section '{section}'", nearest(section, _fields()))
         if not isinstance(entries, Mapping):
             raise ConfigError(f"section '{section}' must hold settings", "Write it as 'section:' with 'name: value' lines below.")
         flat.update({f"{section}.{name}": value for name, value in entries.items()})

@@ -92,7 +92,7 @@ def _load_safely(path: Path, origin: str) -> list[Stage] | Broken:
         return load_file(path, origin)
     except AblationError as error:
         return Broken(Source(str(path), origin=origin), str(error))
-    except BaseException as error:  # noqa: BLE001 - third-party code may raise anything, SystemExit included
+    except BaseException as error:
         if isinstance(error, KeyboardInterrupt):
             raise
         return Broken(Source(str(path), origin=origin), f"{type(error).__name__}: {error}")

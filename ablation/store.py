@@ -348,11 +348,17 @@ class Store:
     def write_study(self, study: Mapping[str, Any]) -> None:
         """Write a study; cells that an earlier command of the same name asked for stay in it."""
         path = self.root / "studies" / f"{study['name']}.json"
-        cells = {cell["id"]: cell for cell in self.study(study["name"])["cells"]} if path.exists() else {}
+        before = self.study(study["name"]) if path.exists() else {"cells": [], "sessions": []}
+        cells = {cell["id"]: cell for cell in before["cells"]}
         cells.update({cell["id"]: cell for cell in study["cells"]})
         order = {cell["id"]: place for place, cell in enumerate(study["cells"])}
         ordered = sorted(cells.values(), key=lambda cell: order.get(cell["id"], len(order)))
-        write_json(path, {**study, "cells": ordered})
+        write_json(path, {**study, "cells": ordered, "sessions": before.get("sessions", [])})
+
+    def record_session(self, name: str, session: Mapping[str, Any]) -> None:
+        """Append to a study that a command ran some of its jobs: when, where, how many, how long."""
+        study = self.study(name)
+        write_json(self.root / "studies" / f"{name}.json", {**study, "sessions": [*study["sessions"], dict(session)]})
 
     def previous_jobs(self) -> dict[tuple[str, str], str]:
         """Map (cell, role) to the job that last served it, over all studies."""

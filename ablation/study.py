@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
+import os
+import platform
 import re
 import subprocess
 import time
@@ -14,7 +17,7 @@ from typing import Any, get_args
 import yaml
 
 from ablation.config import Config, apply, diff, field_type
-from ablation.design import Cell, controls, grid, ladder, silenced_changes
+from ablation.design import Cell, controls, grid, ladder, make_cell, silenced_changes
 from ablation.discover import discover, load_scale
 from ablation.errors import ConfigError
 from ablation.keys import EXCLUDED
@@ -183,6 +186,8 @@ def prepare(request: Request) -> Study:
     tree = tree.with_root(load_scale(scale, tree.root))
     settings = {**data_settings(request.data), **request.settings}
     cells, through = _cells(request, tree, settings, notes)
+    if not cells:
+        raise ConfigError("there is nothing to run", " ".join(f"{note[0].upper()}{note[1:]}." for note in notes))
     if request.with_controls:
         cells = [*cells, *controls(cells)]
     name = request.name or _name(request, through, scale)
@@ -206,6 +211,8 @@ def _cells(request: Request, tree: StageTree, settings: Mapping[str, Any], notes
         return cells, "table2"
     if request.only or request.grid:
         stages = list(request.only or [request.through or "predict_original"])
+        if not request.grid:
+            return [make_cell(tree, stage, seed, {}, settings) for stage in stages for seed in request.seeds], "-".join(stages)
         cells, infeasible = grid(tree, stages, request.grid, request.seeds, settings)
         notes += [f"left out: {name}: {reason}" for name, reason in infeasible]
         return cells, "-".join([*stages, *(path.rpartition(".")[2] for path in request.grid)])
@@ -240,6 +247,17 @@ def code_version() -> dict[str, Any]:
     except (OSError, subprocess.SubprocessError):
         return {"commit": "", "dirty": False}
     return {"commit": commit.strip()[:12], "dirty": bool(status.strip())}
+
+
+def machine_name() -> str:
+    """Name this machine's processor and how many cores this process may use."""
+    cpu = platform.processor() or platform.machine()
+    with contextlib.suppress(OSError):
+        for line in Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines():
+            if line.startswith("model name"):
+                cpu = line.partition(":")[2].strip()
+                break
+    return f"{cpu}, {len(os.sched_getaffinity(0))} cores"
 
 
 def write_specs(study: Study) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shlex
 import sys
 from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
@@ -29,6 +30,11 @@ STATE_STYLES = {
 ACTION_STYLES = {"reuse": "cyan", "resume": "yellow", "stale": "magenta", "new": "green"}
 CHECK_MARKS = {"ok": "[green]ok  [/]", "note": "[yellow]note[/]", "bad": "[red]bad [/]"}
 ROLES = ("tokenizer", "encode", "train", "probe", "fid")
+
+
+def command_line() -> str:
+    """Return the command line as a user would type it."""
+    return shlex.join(["ablate", *sys.argv[1:]])
 
 
 def console(stderr: bool = False) -> Console:

@@ -69,7 +69,7 @@ def warm(tmp_path_factory: pytest.TempPathFactory) -> Callable[[Path], Path]:
     return link
 
 
-@pytest.fixture
+@pytest.fixture(scope="module")
 def one_thread() -> Iterator[None]:
     """Compute as a worker with --threads 1 does, so that results can be compared bit for bit."""
     from ablation.compute import enable_fast_products, set_threads

@@ -21,7 +21,7 @@ LAYERS = (
     "discover",
     "torchvision_compat",
     "compute",
-    "evaluation.efficientnet",  # the perceptual loss reads the same network
+    "efficientnet",  # the perceptual loss reads the same network
     "tokenizers",
     "diffusion",
     "train",

@@ -13,8 +13,8 @@ from torch import Tensor, nn
 
 from ablation import torchvision_compat  # noqa: F401  (must come before torch_fidelity)
 from ablation.config import Config
-from ablation.errors import ConfigError, nearest
 from ablation.efficientnet import STAGE_CHANNELS, load_efficientnet_lite0, stage_features
+from ablation.errors import ConfigError, nearest
 
 # The last stage at stride 16. Of all stages it tells small noise and blur best from the floor of 512 real images against
 # 2,048 others, at 32 px: noise of sd 4 / 255 gives 7 times the floor, against 1.9 for the 320 channels of the last stage

@@ -46,7 +46,7 @@ class SlurmStates:
             if self.store.state(job).name in SETTLED:  # it ended while SLURM was asked
                 states[job] = self.store.state(job)
             elif self.poller.known:
-                states[job] = _merged(states[job], task, record)
+                states[job] = _merged(states[job], task, record, self.store.holder(job) or "")
         return self._inherited(states)
 
     def _inherited(self, states: States) -> States:
@@ -65,8 +65,11 @@ class SlurmStates:
         return states
 
 
-def _merged(own: JobState, task: Task | None, record: Mapping[str, Any]) -> JobState:
-    """Join what our files say of an unsettled job with what SLURM says."""
+def _merged(own: JobState, task: Task | None, record: Mapping[str, Any], holder: str) -> JobState:
+    """Join what our files say of an unsettled job with what SLURM says.
+
+    holder: who holds the job's lock; a process that a node took down with it seems to hold it until the lock runs out.
+    """
     if task is None:
         if time.time() - record["submitted"] < UNSEEN_SECONDS:
             return JobState("queued", "just submitted")
@@ -77,10 +80,12 @@ def _merged(own: JobState, task: Task | None, record: Mapping[str, Any]) -> JobS
         reason = "" if task.reason in ("None", "") else task.reason
         stuck = f"stuck: {reason}; `ablate cancel` it and mend the resources" if task.stuck else reason
         return JobState("queued", stuck, own.when)
-    if task.live or own.name == "running":
+    if task.live:
         return (
-            own if own.name == "running" else JobState("running", task.state.lower() if task.state != "RUNNING" else "starting", own.when)
+            own if own.name == "running" else JobState("running", "starting" if task.state == "RUNNING" else task.state.lower(), own.when)
         )
+    if own.name == "running" and holder.rpartition(" on ")[2].partition(".")[0] != task.node.partition(".")[0]:
+        return own  # another launcher has it
     if task.state in RETURNING:
         return JobState("queued", f"SLURM: {task.state}; it puts such jobs back into the queue", own.when)
     if task.state == "CANCELLED":
@@ -109,7 +114,7 @@ def settle(
             break
         sleep(2.0)
     for job, state in states.items():
-        if state.name in ("failed", "skipped", "cancelled") and store.state(job).name not in SETTLED and store.holder(job) is None:
+        if state.name in ("failed", "skipped", "cancelled") and store.state(job).name not in SETTLED:
             store.mark_failed(job, state.name, state.reason)
     return states
 

@@ -6,6 +6,7 @@ import json
 import os
 import subprocess
 import sys
+
 import pytest
 from commands import ROOT, Answer, attempts, environment, never, worker
 

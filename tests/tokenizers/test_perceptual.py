@@ -13,8 +13,8 @@ from tokenizer_cases import smooth_images
 from torch import Tensor
 from torch.nn import functional as F
 
-from ablation.errors import ConfigError
 from ablation.efficientnet import STAGE_CHANNELS, STAGE_STRIDES, load_efficientnet_lite0, stage_features
+from ablation.errors import ConfigError
 from ablation.tokenizers import perceptual
 from ablation.tokenizers.perceptual import PerceptualDistance, build_perceptual
 

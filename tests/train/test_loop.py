@@ -23,7 +23,6 @@ from ablation.jobs.tokenizer import fresh_tokenizer
 from ablation.jobs.tokenizer import make_trainer as make_tokenizer_trainer
 from ablation.jobs.train import make_trainer
 from ablation.launch.worker import run_job
-from ablation.store import Store
 from ablation.study import Request, Study, prepare, write_specs
 from ablation.train.loop import Trainer, learning_rate_factor
 from ablation.train.noise import NoiseSource
