@@ -163,7 +163,12 @@ def print_plan(study: Study, decisions: Mapping[str, Decision], as_json: bool) -
     print_notes(study)
     counts = {action: sum(decision.action == action for decision in decisions.values()) for action in ACTION_STYLES}
     summary = ", ".join(f"{count} {action}" for action, count in counts.items() if count)
+    controls = sum(cell.control is not None for cell in plan.cells.values())
     console().print(f"\n{len(plan.cells)} cells, [bold]{len(plan.jobs)} jobs[/] instead of {plan.unshared} ({summary})")
+    if controls:
+        rows_only = {job for cell, roles in plan.roles.items() if not plan.cells[cell].control for job in roles.values()}
+        unshared = plan.unshared - sum(len(roles) for cell, roles in plan.roles.items() if plan.cells[cell].control)
+        console().print(f"of these, {controls} cells are controls; without them {len(rows_only)} jobs instead of {unshared}")
 
 
 def print_status(study: str, root: Path, cells: Sequence[Mapping[str, Any]], as_json: bool) -> None:

@@ -128,10 +128,10 @@ def test_a_corrupt_image_is_named_and_mended_by_replacing_it(study, images, runs
 def test_an_image_too_small_to_be_enlarged_is_named(study, images):
     """A speck can be scaled to any size, and would be a flat square."""
     Image.new("RGB", (1, 1)).save(images / "class0" / "3.png")
-    answer = study("--data", images)
+    answer = study("--data", images, settings={"data.image_size": 32})
     assert answer.code == 1
     assert answer.error.startswith("failed tokenizer-")
-    assert f"{images / 'class0' / '3.png'}' of 1 x 1 pixels is too small for data.image_size 16" in answer.error
+    assert f"{images / 'class0' / '3.png'}' of 1 x 1 pixels is too small for data.image_size 32" in answer.error
 
 
 # --- training ---------------------------------------------------------------------------------------------------------

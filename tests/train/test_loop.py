@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import json
 from collections.abc import Callable, Iterator
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -62,7 +63,7 @@ def io_of(study: Study, tmp_path: Path) -> Iterator[Callable[..., JobIO]]:
         for parent in ("tokenizer", "encode") if kind == "train" else ():
             assert run_job(study.store, roles[parent], lambda *_: None, lambda: False) == "done"
         spec = study.plan.jobs[roles[kind]]
-        config = from_nested({section: values for section, values in spec.config.items()})
+        config = from_nested(dict(spec.config))
         for path, value in (settings or {}).items():
             section, _, name = path.partition(".")
             config = config.model_copy(update={section: getattr(config, section).model_copy(update={name: value})})
@@ -216,7 +217,7 @@ def test_the_learning_rate_warms_up_and_ends_at_zero():
     assert factors[10] == 1
     assert factors[55] == pytest.approx(0.5)
     assert 0 < factors[99] < 0.001
-    assert all(later < earlier for earlier, later in zip(factors[10:], factors[11:], strict=False))
+    assert all(later < earlier for earlier, later in pairwise(factors[10:]))
     assert learning_rate_factor(0, 1, 0) == 1
 
 
