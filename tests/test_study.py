@@ -126,7 +126,11 @@ def test_a_study_describes_every_cell(runs):
     cells = {cell["id"]: cell for cell in document["cells"]}
     assert len(cells) == 8 * 2 + 2 * 2
     cell = cells["patch_pca-s1"]
-    assert cell["changes"] == {"tokenizer.kind": ["patch_ae", "patch_pca"], "tokenizer.latent_dim": [16, 32], "tokenizer.latent_scale": ["global", "whitened"]}
+    assert cell["changes"] == {
+        "tokenizer.kind": ["patch_ae", "patch_pca"],
+        "tokenizer.latent_dim": [16, 32],
+        "tokenizer.latent_scale": ["global", "whitened"],
+    }
     assert cell["overrides"] == {"train.steps": 3}
     assert (cell["seed"], cell["labels_used"], cells["baseline-s0"]["labels_used"]) == (1, False, True)
     assert cells["patch_pca.random_init-s0"]["title"] == "the same network, untrained"

@@ -28,7 +28,9 @@ def site(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def ablate(site: Path, folder: Path, *words: str) -> str:
     environment = {**os.environ, "PYTHONPATH": str(site), "PYTHONSAFEPATH": "1"}
-    run = subprocess.run([sys.executable, "-m", "ablation", *words], cwd=folder, env=environment, capture_output=True, text=True, check=True)
+    run = subprocess.run(
+        [sys.executable, "-m", "ablation", *words], cwd=folder, env=environment, capture_output=True, text=True, check=True
+    )
     return run.stdout
 
 
