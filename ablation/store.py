@@ -250,6 +250,10 @@ class Store:
             return None
         return f"process {content.get('pid')} on {content.get('host')}"
 
+    def break_lock(self, job_id: str) -> None:
+        """Take away the lock of a job whose holder is known, from elsewhere, to have ended."""
+        (self.job_folder(job_id) / LOCK).unlink(missing_ok=True)
+
     @contextlib.contextmanager
     def lock(self, job_id: str) -> Iterator[bool]:
         """Hold a job's lock, touched by a heartbeat; yields False at once where somebody alive holds it."""

@@ -116,6 +116,8 @@ def settle(
     for job, state in states.items():
         if state.name in ("failed", "skipped", "cancelled") and store.state(job).name not in SETTLED:
             store.mark_failed(job, state.name, state.reason)
+            if job in known.tasks and not known.tasks[job].live:
+                store.break_lock(job)  # its holder was the task that SLURM has ended
     return states
 
 

@@ -224,5 +224,6 @@ def test_killed_process_fails_its_job_and_leaves_nothing_pending(cluster: Cluste
     (cell,) = status(half_done, "cell")
     assert cell["jobs"]["train"] == "failed"
     assert cell["jobs"]["probe"] == "skipped"
-    assert "SLURM: FAILED" in Store(half_done).state(train).reason
+    assert "SLURM: FAILED" in Store(half_done).state(train).reason  # settled by the report job
+    assert '"failed"' in (half_done / "reports" / "cell" / "results.jsonl").read_text()
     assert (half_done / "reports" / "cell" / "results.jsonl").is_file()
