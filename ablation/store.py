@@ -396,7 +396,7 @@ def _when(path: Path) -> str:
 
 
 def _alive(pid: int) -> bool:
-    """Say whether a process of this machine exists."""
+    """Say whether a process of this machine exists and is no zombie."""
     if pid <= 0:
         return False
     try:
@@ -405,4 +405,6 @@ def _alive(pid: int) -> bool:
         return False
     except PermissionError:
         return True
+    with contextlib.suppress(OSError):  # a killed process that its parent has not buried runs no more
+        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] != "Z"
     return True

@@ -30,7 +30,7 @@ def generated() -> tuple[str, dict[str, bytes]]:
     minutes = sum(session["seconds"] for session in sessions) / 60
     words = (
         f"From `{document['command']}` on {sessions[0]['machine']}: {minutes:.1f} minutes, one seed, commit {footer['commit']}. "
-        "Every footnote, protocol and format is in [`reports/`](reports)."
+        "† marks rows in which labels are used; all notes, protocols and formats are in [`reports/`](reports)."
     )
     block = "\n\n".join([*shown, "![Linear-probe accuracy along the deconstruction](reports/trajectory.png)", words])
     readme = (ROOT / "README.md").read_text(encoding="utf-8")
