@@ -26,6 +26,10 @@ STORED = np.float16
 """Precision of raw latents on disk: at 11 bits the rounding lies far below every noise level in use."""
 
 
+LEAST_SCALE = 1e-4
+"""Smallest divisor of a whitened dimension, over the largest: below it there is only rounding, which must not be blown up."""
+
+
 def to_tensor(images: np.ndarray, device: torch.device | str = "cpu") -> Tensor:
     """Turn uint8 images into network input. (B, H, W, 3) uint8 -> (B, 3, H, W) float32 in [-1, 1]."""
     return torch.from_numpy(images).to(device).permute(0, 3, 1, 2).float().div_(127.5).sub_(1)
@@ -48,7 +52,7 @@ class LatentScaler:
         """Build the scaler from per-dimension mean and variance of raw latents, both (d,).
 
         none leaves them alone; global divides by one standard deviation over all numbers, as LDM does; whitened gives every
-        dimension mean 0 and variance 1.
+        dimension mean 0 and variance 1, but for dimensions without variance (grey images in three channels have them).
         """
         mean, variance = mean.double(), variance.double()
         if kind == "none":
@@ -58,7 +62,8 @@ class LatentScaler:
             shift, scale = torch.zeros_like(mean), overall.expand_as(mean).clone()
         else:
             shift, scale = mean, variance.sqrt()
-        return cls(shift.float(), scale.clamp(min=1e-6).float())
+        floor = LEAST_SCALE * float(scale.max()) if float(scale.max()) > 0 else 1.0
+        return cls(shift.float(), scale.clamp(min=floor).float())
 
     def to(self, device: torch.device | str) -> LatentScaler:
         """Return a copy on a device."""

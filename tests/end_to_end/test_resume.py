@@ -40,6 +40,12 @@ def plan_study(tiny_settings: dict, warm: Callable[[Path], Path]) -> Callable[..
 
 
 @pytest.fixture(scope="module")
+def options(tiny_settings: dict) -> list[str]:
+    """The same study as options of a command."""
+    return ["--only", ADVERSARIAL, "--scale", "smoke", "--no-controls", *set_options({**tiny_settings, **SETTINGS})]
+
+
+@pytest.fixture(scope="module")
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return tmp_path_factory.mktemp("resume")
 
@@ -103,15 +109,41 @@ def complete(study: Study) -> None:
     assert set(outcome.states.values()) == {"done"}
 
 
-def test_an_adversarial_tokenizer_killed_in_the_middle_ends_the_same(plan_study, folder, undisturbed):
-    """Killed after the discriminator has joined, with its own optimizer state."""
-    study = plan_study(folder / "tokenizer")
-    job = study.plan.roles[f"{ADVERSARIAL}-s0"]["tokenizer"]
-    kill_in_the_middle(study.store, job, random.randrange(STEPS // 2 + 1, STEPS - 8))
-    complete(study)
-    assert starts(study.store, job) == 2
-    assert "resuming at step" in (study.store.job_folder(job) / "job.log").read_text()
-    assert_equal_jobs(study.store, undisturbed.store, list(study.plan.jobs))
+def test_a_command_killed_in_an_adversarial_tokenizer_and_interrupted_in_a_training_ends_the_same(
+    folder, options, warm, ablate, undisturbed
+):
+    """Killed after the discriminator has joined, with its own optimizer state; finished jobs are never run again."""
+    runs = warm(folder / "command")
+    store = Store(runs)
+    command = ["run", *options, "--launcher", "inline", "--no-report", "--threads", "1", "--checkpoint-seconds", "0", "--runs", str(runs)]
+    roles = undisturbed.plan.roles[f"{ADVERSARIAL}-s0"]
+
+    process, step = start(["ablation", *command]), random.randrange(STEPS // 2 + 1, STEPS - 8)
+    wait_for(lambda: reached(store, roles["tokenizer"]) >= step or process.poll() is not None)
+    process.kill()
+    assert finish(process).code == -signal.SIGKILL
+    assert step <= reached(store, roles["tokenizer"]) < STEPS, f"killed at {reached(store, roles['tokenizer'])}, asked for {step}"
+
+    def interrupt_training() -> None:
+        wait_for(lambda: reached(store, roles["train"]) > 4)
+        os.kill(os.getpid(), signal.SIGINT)
+
+    thread = threading.Thread(target=interrupt_training)
+    thread.start()
+    answer = ablate(*command)
+    thread.join()
+    assert (answer.code, answer.err) == (130, "")
+    assert "interrupted: finished jobs are kept; the same command goes on from here" in answer.out
+    (cell,) = json.loads(ablate("status", "--runs", runs, "--json").out)["cells"]
+    assert cell["state"] == "interrupted"
+    plan = {job["id"]: job["action"] for job in json.loads(ablate("plan", *options, "--json", "--runs", runs).out)["jobs"]}
+    assert [plan[roles[role]] for role in ("tokenizer", "encode", "train", "probe")] == ["reuse", "reuse", "resume", "new"]
+
+    answer = ablate(*command)
+    assert (answer.code, answer.err) == (0, "")
+    assert [starts(store, roles[role]) for role in ("tokenizer", "encode", "train", "probe")] == [2, 1, 2, 1]
+    assert "resuming at step" in (store.job_folder(roles["tokenizer"]) / "job.log").read_text()
+    assert_equal_jobs(store, undisturbed.store, list(undisturbed.plan.jobs))
 
 
 def test_a_denoiser_killed_stopped_by_every_signal_and_robbed_of_a_checkpoint_ends_the_same(plan_study, folder, undisturbed):
@@ -144,57 +176,13 @@ def test_without_a_readable_checkpoint_the_job_fails_in_one_line_and_leaves_the_
     assert all(path.read_bytes() == b"not a checkpoint" for path in files)
 
 
-# --- whole commands ---------------------------------------------------------------------------------------------------
-
-
-@pytest.fixture
-def request_options(tiny_settings) -> list[str]:
-    """A small study: two seeds of a patch autoencoder with one noise level."""
-    settings = {**tiny_settings, **SETTINGS, "tokenizer.steps": 8, "train.steps": 30}
-    return ["--only", "patch_ae", "--seeds", "0,1", "--scale", "smoke", "--no-controls", *set_options(settings)]
-
-
-RUN_OPTIONS = ["--no-report", "--threads", "1", "--checkpoint-seconds", "0"]
-
-
-def test_a_command_killed_and_interrupted_goes_on_where_it_was(request_options, folder, warm, ablate):
-    """Finished jobs are not run again; the interrupted ones go on from their checkpoints."""
-    runs = warm(folder / "command")
-    store, command = Store(runs), ["run", *request_options, "--launcher", "inline", "--runs", str(runs), *RUN_OPTIONS]
-    process = start(["ablation", *command])
-    wait_for(lambda: any(reached(store, job) > 4 for job in store.jobs() if job.startswith("train")))
-    process.kill()
-    assert finish(process).code == -signal.SIGKILL
-    finished = {job for job in store.jobs() if store.state(job).name == "done"}
-    assert len(finished) >= 2
-    victim = next(job for job in store.jobs() if store.state(job).name == "interrupted")
-    before = reached(store, victim)
-
-    def watch() -> None:
-        wait_for(lambda: reached(store, victim) > before + 4)
-        os.kill(os.getpid(), signal.SIGINT)
-
-    thread = threading.Thread(target=watch)
-    thread.start()
-    answer = ablate(*command)
-    thread.join()
-    assert (answer.code, answer.err) == (130, "")
-    assert "interrupted: finished jobs are kept; the same command goes on from here" in answer.out
-    assert {cell["state"] for cell in json.loads(ablate("status", "--runs", runs, "--json").out)["cells"]} >= {"interrupted"}
-    plan = json.loads(ablate("plan", "--json", *request_options, "--runs", runs).out)
-    assert "resume" in {job["action"] for job in plan["jobs"]}
-
-    last = ablate(*command)
-    assert (last.code, last.err) == (0, "")
-    assert all(starts(store, job) == 1 for job in finished)
-    assert starts(store, victim) == 3
-
-
-def test_two_commands_of_the_same_study_share_the_work(request_options, folder, warm):
-    """Started together, one with a worker of its own: no job runs twice, and both succeed."""
+def test_two_commands_of_the_same_study_share_the_work(folder, tiny_settings, warm):
+    """Started together, each with a worker of its own: no job runs twice, and both succeed."""
     runs = warm(folder / "twice")
-    command = ["ablation", "run", *request_options, "--runs", str(runs), *RUN_OPTIONS, "--parallel", "1", "--launcher"]
-    answers = [finish(process) for process in [start([*command, launcher]) for launcher in ("inline", "local")]]
+    settings = {**tiny_settings, **SINGLE_LEVEL, "data.image_size": 16}
+    command = ["ablation", "run", "--only", "patch_ae", "--seeds", "0,1", "--scale", "smoke", "--no-controls", "--no-report"]
+    command += ["--parallel", "1", "--threads", "1", "--runs", str(runs), *set_options(settings)]
+    answers = [finish(process) for process in [start(command), start(command)]]
     assert [(answer.code, answer.err) for answer in answers] == [(0, "")] * 2
     store = Store(runs)
     assert len(store.jobs()) == 8

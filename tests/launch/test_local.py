@@ -26,8 +26,8 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def settings() -> dict:
-    """Trainings long enough to be hit in the middle."""
-    return {"tokenizer.steps": 60, "train.steps": 12}
+    """Tokenizers that take long enough to be hit in the middle."""
+    return {"tokenizer.steps": 30}
 
 
 @pytest.fixture
