@@ -5,7 +5,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 RUNS ?= runs
 
-.PHONY: run test lint types install clean
+.PHONY: run test test-slurm lint types install clean
 .DEFAULT_GOAL := run
 
 $(VENV)/.installed: pyproject.toml constraints.txt
@@ -21,6 +21,9 @@ run: install  ## the whole ladder on the embedded images, then the reports
 
 test: install  ## the test suite
 	$(BIN)/python -m pytest
+
+test-slurm: install  ## on a real SLURM that the tests bring up here; needs root and Debian's packages
+	$(BIN)/python -m pytest -m "slurm and not slow" -rs
 
 lint: install
 	$(BIN)/ruff check .
