@@ -91,7 +91,8 @@ class LocalLauncher:
                 states[job_id] = "done"
                 watcher.ended(job_id, "done", "", 0.0)
                 continue
-            free = next((worker for worker in self.workers if worker.job is None), None)
+            idle = (worker for worker in self.workers if worker.job is None)
+            free = min(idle, key=lambda worker: worker.process is None, default=None)  # rather one that has loaded torch already
             if free is not None and store.holder(job_id) is None:
                 waiting.remove(job_id)
                 self._start(free, store, job_id, selector)

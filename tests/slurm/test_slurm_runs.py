@@ -206,7 +206,7 @@ def test_code_edited_after_submission_does_not_reach_queued_jobs(cluster: Cluste
 @pytest.mark.slow
 def test_time_limit_saves_requeues_and_goes_on(cluster: Cluster, tmp_path: Path) -> None:
     runs = tmp_path / "runs"
-    settings = {**CELL, "train.steps": 1200}
+    settings = {**CELL, "train.steps": 4000}
     command = ["ablation", "run", "--only", "patch_pca", "--scale", "smoke", "--no-controls", "--name", "cell", "--runs", str(runs)]
     limits = ["--resource", "train.time=2", "--resource", "train.signal_seconds=30"]
     assert run([*command, *set_options(settings), "--launcher", "slurm", *ONE_CPU, *limits]).code == 0
