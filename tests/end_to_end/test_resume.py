@@ -109,9 +109,7 @@ def complete(study: Study) -> None:
     assert set(outcome.states.values()) == {"done"}
 
 
-def test_a_command_killed_in_an_adversarial_tokenizer_and_later_interrupted_ends_the_same(
-    folder, options, warm, ablate, undisturbed
-):
+def test_a_command_killed_in_an_adversarial_tokenizer_and_later_interrupted_ends_the_same(folder, options, warm, ablate, undisturbed):
     """Killed after the discriminator has joined, with its own optimizer state; finished jobs are never run again."""
     runs = warm(folder / "command")
     store = Store(runs)
