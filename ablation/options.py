@@ -10,7 +10,7 @@ import typer
 StagesOption = Annotated[list[str] | None, typer.Option("--stages", metavar="FILE_OR_FOLDER", help="Stage files of your own; repeatable.")]
 RunsOption = Annotated[Path, typer.Option("--runs", metavar="DIR", help="The run folder.")]
 ScaleOption = Annotated[
-    str | None, typer.Option("--scale", metavar="NAME", help="smoke, small, paper, or a YAML file. [default: smoke, or small with a GPU]")
+    str | None, typer.Option("--scale", metavar="NAME", help="smoke, laptop, small, paper, or a YAML file. [default: smoke, or small with a GPU]")
 ]
 SetOption = Annotated[list[str] | None, typer.Option("--set", metavar="SETTING=VALUE", help="Fix a setting in every row; repeatable.")]
 DataOption = Annotated[str | None, typer.Option("--data", metavar="DATA", help="A folder of images, a source, SOURCE:PATH, or timm:NAME.")]

@@ -84,7 +84,7 @@ def test_parts_are_loaded_from_beside_the_stage_file(tmp_path):
 
 
 def test_scales():
-    assert scale_names() == ("paper", "small", "smoke")
+    assert scale_names() == ("laptop", "paper", "small", "smoke")
     with pytest.raises(ConfigError, match="unknown scale 'smok'.*smoke"):
         load_scale("smok", discover(installed=False).root)
 

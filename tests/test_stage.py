@@ -30,7 +30,7 @@ def test_the_built_in_path_is_the_studys(tree):
     assert not tree.broken
 
 
-@pytest.mark.parametrize("scale", ["smoke", "small", "paper"])
+@pytest.mark.parametrize("scale", ["smoke", "laptop", "small", "paper"])
 @pytest.mark.parametrize("name", ORDER[1:])
 def test_declared_diff_is_the_actual_diff(tree, name, scale):
     scaled = tree.with_root(load_scale(scale, tree.root))
@@ -56,7 +56,7 @@ def test_every_stage_says_what_it_does(tree, name):
     assert stage.table in ("table1", "table2", "table3")
 
 
-@pytest.mark.parametrize("scale", ["smoke", "small", "paper"])
+@pytest.mark.parametrize("scale", ["smoke", "laptop", "small", "paper"])
 def test_a_scale_sets_sizes_and_never_the_method(tree, scale):
     scaled = load_scale(scale, tree.root)
     method = {path for stage in tree.ordered() for path in stage.changes}
