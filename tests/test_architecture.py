@@ -26,6 +26,7 @@ LAYERS = (
     "diffusion",
     "train",
     "denoiser",
+    "cost",
     "data",
     "evaluation",
     "checks",
@@ -47,7 +48,7 @@ LAYERS = (
 """Every module imports from its own layer and from earlier ones only."""
 
 LIGHT = (
-    "errors config store keys stage discover checks design plan study collect status terminal cli data.fingerprint data.sources "
+    "errors config store keys stage discover cost checks design plan study collect status terminal cli denoiser.sizes data.fingerprint data.sources "
     "diffusion.feasible tokenizers.checks launch.base launch.inline launch.local launch.watch launch.worker"
 ).split()
 HEAVY = {"torch", "torchvision", "timm", "diffusers", "numpy", "scipy", "PIL", "pandas", "matplotlib", "safetensors", "torch_fidelity"}

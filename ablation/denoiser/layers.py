@@ -8,8 +8,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-FREQUENCIES = 256
-"""Sinusoidal features of the time, half cosines and half sines."""
+from ablation.denoiser.sizes import FREQUENCIES
 
 MAX_PERIOD = 10_000.0
 """Longest wavelength of the sinusoids of time and position, over 2 pi."""
