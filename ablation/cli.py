@@ -17,6 +17,7 @@ from ablation.errors import EXIT_INTERRUPTED, EXIT_JOB_FAILED, EXIT_OK, EXIT_USA
 from ablation.options import (
     ControlsOption,
     DataOption,
+    DesignOption,
     GridOption,
     JsonOption,
     NameOption,
@@ -32,6 +33,7 @@ from ablation.options import (
     StudyOption,
     TableOption,
     ThroughOption,
+    study_of,
 )
 from ablation.terminal import (
     command_line,
@@ -94,43 +96,10 @@ def show_diff(before: str, after: str, stages: StagesOption = None, scale: Scale
     print_diff(before, after, diff(tree.resolve(before), tree.resolve(after)), as_json)
 
 
-def _study(
-    through: str | None,
-    table: int | None,
-    only: list[str] | None,
-    grid: list[str] | None,
-    scale: str | None,
-    data: str | None,
-    settings: list[str] | None,
-    seeds: str,
-    stages: list[str] | None,
-    runs: Path,
-    name: str | None,
-    controls: bool,
-) -> Study:
-    """Turn the common options into a resolved study."""
-    from ablation.study import Request, parse_grid, parse_seeds, parse_settings, prepare
-
-    request = Request(
-        through=through,
-        table=table,
-        only=tuple(only or ()),
-        grid=parse_grid(grid or []),
-        scale=scale,
-        data=data,
-        settings=parse_settings(settings or []),
-        seeds=parse_seeds(seeds),
-        stages=tuple(stages or ()),
-        runs=runs,
-        name=name,
-        with_controls=controls,
-    )
-    return prepare(request)
-
-
 @app.command()
 def plan(
     through: ThroughOption = None,
+    design: DesignOption = None,
     table: TableOption = None,
     only: OnlyOption = None,
     grid: GridOption = None,
@@ -147,13 +116,14 @@ def plan(
     """List every job with what would happen to it and why; nothing runs."""
     from ablation.plan import decide
 
-    study = _study(through, table, only, grid, scale, data, settings, seeds, stages, runs, name, controls)
+    study = study_of(through, design, table, only, grid, scale, data, settings, seeds, stages, runs, name, controls)
     print_plan(study, decide(study.plan, study.store), as_json)
 
 
 @app.command()
 def run(
     through: ThroughOption = None,
+    design: DesignOption = None,
     table: TableOption = None,
     only: OnlyOption = None,
     grid: GridOption = None,
@@ -180,7 +150,7 @@ def run(
     wait: Annotated[bool, typer.Option("--wait", help="slurm: follow the jobs to their end.")] = False,
 ) -> None:
     """Run a study; the same command again reuses what is finished and resumes what was interrupted."""
-    study = _study(through, table, only, grid, scale, data, settings, seeds, stages, runs, name, controls)
+    study = study_of(through, design, table, only, grid, scale, data, settings, seeds, stages, runs, name, controls)
     print_notes(study)
     if launcher == "slurm":
         from ablation.launch.slurm_commands import follow, submit_study

@@ -79,6 +79,9 @@ def _record(store: Store, study: Mapping[str, Any], cell: Mapping[str, Any]) -> 
             name: cell[name]
             for name in ("control", "overrides", "seed", "title", "path", "changes", "labels_used", "incomparable", "config", "jobs")
         },
+        # Studies written before there were designs say nothing of them.
+        "designs": cell.get("designs", []),
+        "left_out": cell.get("left_out", []),
         "scale": study["scale"],
         "state": state,
         "reason": reason,

@@ -1,21 +1,58 @@
-"""Which cells a study needs: the ladder, the paper's grids, and the seeds.
+"""Which cells a study needs: the ladder and the designs beside it, the paper's grids, and the seeds.
 
-A cell is one trained and measured configuration: a stage, settings on top of it, and a seed. This module is light.
+A cell is one trained and measured configuration: a stage, settings on top of it, and a seed. A design lays cells over the
+path to a stage, the final model:
+
+ladder         each stage on top of all before it
+add_one        the root and one stage alone
+leave_one_out  the path applied again without one stage
+put_back       the final model with the settings that one stage changed set back to what they were before it
+
+Equal configurations are one cell, whichever designs ask for it. This module is light.
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from ablation.checks import check_config
 from ablation.config import Config, apply
 from ablation.errors import ConfigError
 from ablation.keys import digest
-from ablation.stage import StageTree
+from ablation.stage import Stage, StageTree
 
 CONTROLS = ("random_init", "pca_features")
+DESIGNS = ("ladder", "leave_one_out", "add_one", "put_back")
+
+
+@dataclass(frozen=True)
+class Role:
+    """What a cell stands for in a design over the path to `through`.
+
+    `stage` is the stage under test, or None for the cell that the design's others are compared with; `remark` says what else
+    the cell undoes.
+    """
+
+    design: str
+    through: str
+    stage: str | None
+    remark: str = ""
+
+
+@dataclass(frozen=True)
+class LeftOut:
+    """A stage that a design has no cell for: because it cannot run ("impossible"), or would be the model it is compared with."""
+
+    design: str
+    through: str
+    stage: str
+    kind: str  # "impossible" or "no change"
+    reason: str
+
+    def __str__(self) -> str:
+        return f"{self.design} of {self.stage}: {self.kind}: {self.reason}"
 
 
 @dataclass(frozen=True)
@@ -27,6 +64,9 @@ class Cell:
     seed: int
     config: Config
     control: str | None = None
+    path: tuple[str, ...] = ()  # the stages that were applied, where that is not the whole path to `stage`
+    roles: tuple[Role, ...] = ()
+    left_out: tuple[LeftOut, ...] = ()  # carried by the cell that the missing ones would be compared with
 
     @property
     def id(self) -> str:
@@ -34,6 +74,10 @@ class Cell:
         name = f"{self.stage}.{self.control}" if self.control else self.stage
         suffix = f"-{digest(dict(self.overrides))[:6]}" if self.overrides else ""
         return f"{name}{suffix}-s{self.seed}"
+
+    def steps(self, tree: StageTree) -> tuple[Stage, ...]:
+        """Return the stages that were applied, root first."""
+        return tuple(tree.stage(name) for name in self.path) if self.path else tree.path(self.stage)
 
 
 def make_cell(tree: StageTree, stage: str, seed: int, overrides: Mapping[str, Any], settings: Mapping[str, Any]) -> Cell:
@@ -48,7 +92,8 @@ def make_cell(tree: StageTree, stage: str, seed: int, overrides: Mapping[str, An
 
 def ladder(tree: StageTree, through: str, seeds: Sequence[int], settings: Mapping[str, Any]) -> list[Cell]:
     """Return the cells of the path from the root to a stage, stage by stage, every seed of each."""
-    return [make_cell(tree, stage.name, seed, {}, settings) for stage in tree.path(through) for seed in seeds]
+    cells = [make_cell(tree, stage.name, seed, {}, settings) for stage in tree.path(through) for seed in seeds]
+    return [replace(cell, roles=(Role("ladder", through, cell.stage),)) for cell in cells]
 
 
 def grid(
@@ -74,11 +119,11 @@ def grid(
     return cells, infeasible
 
 
-def controls(cells: Sequence[Cell]) -> list[Cell]:
-    """Return the reference cells of the last stage, one of each kind and seed: untrained network, and patch-PCA features."""
+def controls(cells: Sequence[Cell], last: str | None = None) -> list[Cell]:
+    """Return the control cells of the last stage, one of each kind and seed: untrained network, and patch-PCA features."""
     if not cells:
         return []
-    last = cells[-1].stage
+    last = last or cells[-1].stage
     final = [cell for cell in cells if cell.stage == last and not cell.overrides]
     return [Cell(cell.stage, (), cell.seed, _control_config(cell.config, control), control) for cell in final for control in CONTROLS]
 

@@ -3,14 +3,18 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
+
+if TYPE_CHECKING:
+    from ablation.study import Study
 
 StagesOption = Annotated[list[str] | None, typer.Option("--stages", metavar="FILE_OR_FOLDER", help="Stage files of your own; repeatable.")]
 RunsOption = Annotated[Path, typer.Option("--runs", metavar="DIR", help="The run folder.")]
 ScaleOption = Annotated[
-    str | None, typer.Option("--scale", metavar="NAME", help="smoke, laptop, small, paper, or a YAML file. [default: smoke, or small with a GPU]")
+    str | None,
+    typer.Option("--scale", metavar="NAME", help="smoke, laptop, small, paper, or a YAML file. [default: smoke, or small with a GPU]"),
 ]
 SetOption = Annotated[list[str] | None, typer.Option("--set", metavar="SETTING=VALUE", help="Fix a setting in every row; repeatable.")]
 DataOption = Annotated[str | None, typer.Option("--data", metavar="DATA", help="A folder of images, a source, SOURCE:PATH, or timm:NAME.")]
@@ -19,6 +23,14 @@ ThroughOption = Annotated[
     str | None, typer.Option("--through", metavar="STAGE", help="Run the path from the baseline to this stage. [default: predict_original]")
 ]
 TableOption = Annotated[int | None, typer.Option("--table", metavar="N", help="Run what Table 1, 2 or 3 needs, instead of a path.")]
+DesignOption = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--design",
+        metavar="NAME",
+        help="What to lay over the path: ladder, add_one, leave_one_out, put_back; repeatable, or several with commas. [default: ladder]",
+    ),
+]
 OnlyOption = Annotated[list[str] | None, typer.Option("--only", metavar="STAGE", help="Run this stage, not the path to it; repeatable.")]
 GridOption = Annotated[
     list[str] | None, typer.Option("--grid", metavar="SETTING=V,V", help="Cross the stages with these values; repeatable.")
@@ -34,3 +46,39 @@ ResourcesOption = Annotated[
 ResourceOption = Annotated[
     list[str] | None, typer.Option("--resource", metavar="FIELD=VALUE", help="slurm: one such field, or KIND.FIELD; repeatable.")
 ]
+
+
+def study_of(
+    through: str | None,
+    design: list[str] | None,
+    table: int | None,
+    only: list[str] | None,
+    grid: list[str] | None,
+    scale: str | None,
+    data: str | None,
+    settings: list[str] | None,
+    seeds: str,
+    stages: list[str] | None,
+    runs: Path,
+    name: str | None,
+    controls: bool,
+) -> Study:
+    """Turn the options that say what to study into a resolved study."""
+    from ablation.study import Request, parse_designs, parse_grid, parse_seeds, parse_settings, prepare
+
+    request = Request(
+        through=through,
+        designs=parse_designs(design or []),
+        table=table,
+        only=tuple(only or ()),
+        grid=parse_grid(grid or []),
+        scale=scale,
+        data=data,
+        settings=parse_settings(settings or []),
+        seeds=parse_seeds(seeds),
+        stages=tuple(stages or ()),
+        runs=runs,
+        name=name,
+        with_controls=controls,
+    )
+    return prepare(request)

@@ -136,7 +136,7 @@ def _part_sources(tree: StageTree, cell: Cell) -> tuple[dict[str, str], ...]:
     wanted = f"tokenizer:{cell.config.tokenizer.kind}"
     return tuple(
         {"file": stage.source.file, "sha256": stage.source.sha256, "stage": stage.name}
-        for stage in tree.path(cell.stage)
+        for stage in cell.steps(tree)
         if wanted in stage.provides
     )
 

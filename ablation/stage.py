@@ -72,8 +72,8 @@ class Stage:
         for attribute in ("changes", "requires", "provides"):
             object.__setattr__(self, attribute, MappingProxyType(dict(getattr(self, attribute))))
 
-    def apply(self, parent: Config) -> Config:
-        """Return the parent's configuration with this stage's changes; refuse a change that changes nothing."""
+    def check_requires(self, parent: Config) -> None:
+        """Raise ConfigError for the first setting of the configuration before this stage that is not what the stage requires."""
         for path, wanted in self.requires.items():
             allowed = wanted if isinstance(wanted, tuple) else (wanted,)
             if (actual := get_value(parent, path)) not in allowed:
@@ -81,6 +81,10 @@ class Stage:
                     f"stage '{self.name}' requires {path} = {' or '.join(map(str, allowed))}, but it is {actual} before it",
                     f"Place '{self.name}' after a stage that sets it.",
                 )
+
+    def apply(self, parent: Config) -> Config:
+        """Return the parent's configuration with this stage's changes; refuse a change that changes nothing."""
+        self.check_requires(parent)
         try:
             child = apply(parent, self.changes)
         except ConfigError as error:

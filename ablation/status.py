@@ -58,9 +58,11 @@ def last_loss(store: Store, job_id: str) -> float | None:
 
 
 def find_cell(store: Store, study: str | None, stage: str, seed: int | None) -> dict[str, Any]:
-    """Return a stage's cell of a study; an unknown stage or seed raises with the valid ones."""
+    """Return a stage's cell of a study, or the cell of that id; an unknown stage or seed raises with the valid ones."""
     document = store.study(study)
-    cells = [cell for cell in document["cells"] if cell["stage"] == stage and not cell["control"]]
+    named = [cell for cell in document["cells"] if cell["id"] == stage]
+    cells = named or [cell for cell in document["cells"] if cell["stage"] == stage and not cell["control"]]
+    cells.sort(key=lambda cell: cell["id"] != f"{stage}-s{cell['seed']}")  # the stage itself before variants of it
     if not cells:
         raise ConfigError(
             f"study '{document['name']}' has no stage '{stage}'", nearest(stage, {cell["stage"] for cell in document["cells"]})

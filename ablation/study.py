@@ -17,10 +17,11 @@ from typing import Any, get_args
 import yaml
 
 from ablation.config import Config, apply, diff, field_type
-from ablation.design import Cell, controls, grid, ladder, make_cell, silenced_changes
+from ablation.design import DESIGNS, Cell, controls, grid, ladder, make_cell, silenced_changes
 from ablation.discover import discover, load_scale
-from ablation.errors import ConfigError
+from ablation.errors import ConfigError, nearest
 from ablation.keys import EXCLUDED
+from ablation.layouts import design_cells
 from ablation.plan import Decision, Plan, build_plan, decide
 from ablation.stage import StageTree
 from ablation.store import Store
@@ -28,6 +29,7 @@ from ablation.store import Store
 MOST_SEEDS = 1000
 NAME_PATTERN = re.compile(r"\w[\w.+-]{0,199}\Z")
 CONTROL_TITLES = {"random_init": "the same network, untrained", "pca_features": "patch-PCA features"}
+ROLE_WORDS = {"add_one": "baseline and only", "leave_one_out": "final model without", "put_back": "final model, put back"}
 
 
 @dataclass(frozen=True)
@@ -38,6 +40,7 @@ class Request:
     table: int | None = None
     only: tuple[str, ...] = ()
     grid: Mapping[str, Sequence[Any]] = field(default_factory=dict)
+    designs: tuple[str, ...] = ()
     scale: str | None = None
     data: str | None = None
     settings: Mapping[str, Any] = field(default_factory=dict)
@@ -77,24 +80,47 @@ class Study:
     def _cell(self, cell: Cell) -> dict[str, Any]:
         """Describe one cell."""
         stage = self.tree.stage(cell.stage)
-        path = self.tree.path(cell.stage)
-        parent = apply(self.tree.resolve(path[-2].name), self.request.settings) if len(path) > 1 else cell.config
-        changes = diff(parent, apply(self.tree.resolve(cell.stage), self.request.settings))
         return {
             "id": cell.id,
             "stage": cell.stage,
             "control": cell.control,
-            "title": CONTROL_TITLES[cell.control] if cell.control else stage.title,
+            "title": self._title(cell),
             "table": stage.table,
-            "path": [step.name for step in path],
-            "changes": {name: list(pair) for name, pair in changes.items()},
+            "path": [step.name for step in cell.steps(self.tree)],
+            "changes": {name: list(pair) for name, pair in self._changes(cell).items()},
             "labels_used": cell.config.labels_used,
-            "incomparable": [] if cell.control else list(stage.incomparable),
+            "incomparable": [] if cell.control else self._incomparable(cell),
             "overrides": {name: value for name, value in {**self.request.settings, **dict(cell.overrides)}.items() if name not in EXCLUDED},
+            "designs": [asdict(role) for role in cell.roles],
+            "left_out": [asdict(hole) for hole in cell.left_out],
             "seed": cell.seed,
             "config": cell.config.model_dump(mode="json"),
             "jobs": dict(self.plan.roles[cell.id]),
         }
+
+    def _title(self, cell: Cell) -> str:
+        """Say in words what a cell is."""
+        if cell.control:
+            return CONTROL_TITLES[cell.control]
+        stands_for = [f"{ROLE_WORDS[role.design]} {role.stage}" for role in cell.roles if role.stage and role.design in ROLE_WORDS]
+        return "; ".join(stands_for) if stands_for and cell.overrides else self.tree.stage(cell.stage).title
+
+    def _changes(self, cell: Cell) -> dict[str, tuple[Any, Any]]:
+        """Return a stage's diff on its parent, without a grid's settings; of a design's cell, its diff on what it is compared with."""
+        role = next((role for role in cell.roles if role.stage), None)
+        path = self.tree.path(cell.stage)
+        if role and cell.overrides:
+            return diff(self._resolved(path[0].name if role.design == "add_one" else role.through), cell.config)
+        return diff(self._resolved(path[-2].name), self._resolved(cell.stage)) if len(path) > 1 else {}
+
+    def _resolved(self, stage: str) -> Config:
+        """Return a stage's configuration with the study's settings."""
+        return apply(self.tree.resolve(stage), self.request.settings)
+
+    def _incomparable(self, cell: Cell) -> list[str]:
+        """List what must not be compared between a cell and what it is compared with."""
+        tested = [role.stage for role in cell.roles if role.stage and cell.overrides] or [cell.stage]
+        return list(dict.fromkeys(what for name in tested for what in self.tree.stage(name).incomparable))
 
 
 def parse_settings(assignments: Sequence[str]) -> dict[str, Any]:
@@ -134,6 +160,15 @@ def parse_grid(assignments: Sequence[str]) -> dict[str, tuple[Any, ...]]:
             raise ConfigError(f"--grid {text!r} has no values", example)
         axes[path.strip()] = tuple(parse_settings([f"{path}={value}"])[path.strip()] for value in values.split(","))
     return axes
+
+
+def parse_designs(texts: Sequence[str]) -> tuple[str, ...]:
+    """Read design names, several in one text or in several, each once; raises ConfigError with the valid ones."""
+    names = [name.strip() for text in texts for name in text.split(",")]
+    for name in names:
+        if name not in DESIGNS:
+            raise ConfigError(f"unknown --design '{name}'", f"{nearest(name, DESIGNS)} Several are separated by commas.")
+    return tuple(dict.fromkeys(names))
 
 
 def parse_seeds(text: str) -> tuple[int, ...]:
@@ -189,7 +224,7 @@ def prepare(request: Request) -> Study:
     if not cells:
         raise ConfigError("there is nothing to run", " ".join(f"{note[0].upper()}{note[1:]}." for note in notes))
     if request.with_controls:
-        cells = [*cells, *controls(cells)]
+        cells = [*cells, *controls(cells, _furthest(tree, request, cells))]
     name = request.name or _name(request, through, scale)
     if not NAME_PATTERN.match(name):
         raise ConfigError(f"a study cannot be named '{name}'", "Give --name at most 200 letters, digits and . _ + -.")
@@ -209,6 +244,8 @@ def _cells(request: Request, tree: StageTree, settings: Mapping[str, Any], notes
         cells, infeasible = grid(tree, [row.stage for row in table.rows], axes, request.seeds, settings)
         notes += [f"left out: {name}: {reason}" for name, reason in infeasible]
         return cells, "table2"
+    if request.designs:
+        return _design_cells(request, tree, settings, notes)
     if request.only or request.grid:
         stages = list(request.only or [request.through or "predict_original"])
         if not request.grid:
@@ -222,6 +259,26 @@ def _cells(request: Request, tree: StageTree, settings: Mapping[str, Any], notes
     tree.stage(through)
     notes += silenced_changes(tree, through, settings)
     return ladder(tree, through, request.seeds, settings), through
+
+
+def _furthest(tree: StageTree, request: Request, cells: Sequence[Cell]) -> str | None:
+    """Return the last stage of a design's path that has a cell of its own, which the controls go with; None for other studies."""
+    plain = {cell.stage for cell in cells if not cell.overrides}
+    own = [stage.name for stage in tree.path(request.through or "predict_original") if stage.name in plain] if request.designs else []
+    return own[-1] if own else None
+
+
+def _design_cells(request: Request, tree: StageTree, settings: Mapping[str, Any], notes: list[str]) -> tuple[list[Cell], str]:
+    """Return the cells of the designs a request asks for, and the word for them in the study's name."""
+    if request.table is not None or request.only or request.grid:
+        raise ConfigError("--design goes with --through, not with --table, --only or --grid", "Leave one of them out.")
+    through = request.through or "predict_original"
+    tree.stage(through)
+    notes += silenced_changes(tree, through, settings)
+    cells, left_out = design_cells(tree, through, request.designs, request.seeds, settings)
+    notes += [f"left out: {hole}" for hole in left_out]
+    beside = [design for design in request.designs if design != "ladder"]
+    return cells, "-".join([through, *beside])
 
 
 def _name(request: Request, through: str, scale: str) -> str:

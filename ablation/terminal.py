@@ -6,6 +6,7 @@ import json
 import shlex
 import sys
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
@@ -13,7 +14,7 @@ if TYPE_CHECKING:
 
     from rich.console import Console
 
-    from ablation.plan import Decision
+    from ablation.plan import Decision, Plan
     from ablation.stage import StageTree
     from ablation.study import Study
 
@@ -152,7 +153,9 @@ def print_plan(study: Study, decisions: Mapping[str, Decision], as_json: bool) -
             }
             for job, spec in plan.jobs.items()
         ]
-        emit_json({"study": study.name, "scale": study.scale, "jobs": jobs, "unshared": plan.unshared, "notes": list(study.notes)})
+        roles = [{"id": cell.id, "designs": [asdict(role) for role in cell.roles]} for cell in plan.cells.values()]
+        about = {"study": study.name, "scale": study.scale}
+        emit_json({**about, "jobs": jobs, "unshared": plan.unshared, "cells": roles, "notes": list(study.notes)})
         return
     rows = []
     for job in plan.jobs:
@@ -160,6 +163,7 @@ def print_plan(study: Study, decisions: Mapping[str, Decision], as_json: bool) -
         serves = cells[0].id + (f" and {len(cells) - 1} more" if len(cells) > 1 else "")
         rows.append((job, coloured(decisions[job].action, ACTION_STYLES), serves, plain(decisions[job].reason)))
     print_table(("job", "action", "serves", "reason"), rows)
+    print_designs(plan)
     print_notes(study)
     counts = {action: sum(decision.action == action for decision in decisions.values()) for action in ACTION_STYLES}
     summary = ", ".join(f"{count} {action}" for action, count in counts.items() if count)
@@ -169,6 +173,19 @@ def print_plan(study: Study, decisions: Mapping[str, Decision], as_json: bool) -
         rows_only = {job for cell, roles in plan.roles.items() if not plan.cells[cell].control for job in roles.values()}
         unshared = plan.unshared - sum(len(roles) for cell, roles in plan.roles.items() if plan.cells[cell].control)
         console().print(f"of these, {controls} cells are controls; without them {len(rows_only)} jobs instead of {unshared}")
+
+
+def print_designs(plan: Plan) -> None:
+    """Print what each configuration stands for, where a study has more than the ladder; seeds alike are one line."""
+    if all(role.design == "ladder" for cell in plan.cells.values() for role in cell.roles):
+        return
+    rows: dict[str, tuple[str, str, str]] = {}
+    for cell in plan.cells.values():
+        parts = [f"{role.design} of {role.stage}" if role.stage else f"reference of {role.design}" for role in cell.roles]
+        remarks = dict.fromkeys(role.remark for role in cell.roles if role.remark)
+        if parts:
+            rows.setdefault(cell.id.rpartition("-s")[0], (cell.id, plain(", ".join(parts)), plain("; ".join(remarks))))
+    print_table(("cell", "stands for", "remark"), list(rows.values()))
 
 
 def print_status(study: str, root: Path, cells: Sequence[Mapping[str, Any]], as_json: bool) -> None:

@@ -16,6 +16,5 @@ STAGE = Stage(
     title="remove input scaling",
     table="table3",
     changes={"process.schedule": "linear_sigma", "process.loss_weight": "inverse_variance"},
-    requires={"process.target": ("clean", "original")},
     incomparable=("training loss", "noise level at the probed timestep"),
 )

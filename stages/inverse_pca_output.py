@@ -15,6 +15,6 @@ STAGE = Stage(
     title="operate on image output with inverse PCA",
     table="table3",
     changes={"process.output_space": "image"},
-    requires={"process.input_space": "image"},
+    requires={"tokenizer.kind": ("patch_pca", "pixels")},
     incomparable=("training loss",),
 )

@@ -31,6 +31,7 @@ LAYERS = (
     "evaluation",
     "checks",
     "design",
+    "layouts",
     "report",
     "plan",
     "jobs",
@@ -48,7 +49,8 @@ LAYERS = (
 """Every module imports from its own layer and from earlier ones only."""
 
 LIGHT = (
-    "errors config store keys stage discover cost checks design plan study collect status terminal cli denoiser.sizes data.fingerprint data.sources "
+    "errors config store keys stage discover cost checks design layouts plan study collect status terminal cli denoiser.sizes "
+    "data.fingerprint data.sources "
     "diffusion.feasible tokenizers.checks launch.base launch.inline launch.local launch.watch launch.worker"
 ).split()
 HEAVY = {"torch", "torchvision", "timm", "diffusers", "numpy", "scipy", "PIL", "pandas", "matplotlib", "safetensors", "torch_fidelity"}

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -102,6 +103,7 @@ def test_a_closed_pipe_is_no_traceback():
         (["run", "--checkpoint-seconds", "-1"], "--checkpoint-seconds"),
         (["fly"], "No such command 'fly'"),
         (["run", "--thru", "baseline"], "--thru"),
+        (["plan", "--design", "ladder,put_bak"], "unknown --design 'put_bak'. Did you mean put_back"),
         (["show"], "Missing argument 'stage'"),
         (["show", "predict_clan"], "unknown stage 'predict_clan'. Did you mean predict_clean"),
         (["diff", "baseline", "nothing_like_it"], "unknown stage 'nothing_like_it'"),
@@ -168,6 +170,17 @@ def test_plan_says_what_a_run_would_do_and_runs_nothing(ablate, runs):
     assert answer.code == 0
     assert "8 cells, 37 jobs instead of 41 (37 new)" in answer.out
     assert not runs.exists()
+
+
+def test_plan_of_designs_says_what_stands_for_what_and_what_is_left_out(ablate, runs):
+    command = ["plan", *QUICK, "--through", "drop_input_scaling", "--design", "ladder,put_back", "--design", "add_one", "--runs", runs]
+    answer = ablate(*command)
+    assert answer.code == 0
+    assert re.search(r"drop_input_scaling-\w{6}-s0 +put_back of predict_clean +also undoes process\.loss_weight", answer.out)
+    assert "left out: add_one of patch_vae: impossible: stage 'patch_vae' requires tokenizer.perceptual_weight = 0.0" in answer.out
+    listed = json.loads(ablate(*command, "--json").out)
+    roles = {(role["design"], role["stage"]) for cell in listed["cells"] for role in cell["designs"]}
+    assert {("ladder", "baseline"), ("put_back", None), ("add_one", "patch_ae")} <= roles
 
 
 def test_a_run_is_shown_logged_and_reused(ablate, runs, warm, tiny_settings):

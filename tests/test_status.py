@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from ablation.errors import ArtifactError, ConfigError
-from ablation.status import cell_states, follow_file, log_path, removable
+from ablation.status import cell_states, find_cell, follow_file, log_path, removable
 from ablation.store import Store
 from ablation.study import Request, Study, prepare, write_specs
 
@@ -75,6 +75,16 @@ def test_a_running_job_is_running_and_a_killed_one_interrupted(study):
 def test_a_learning_curve_cut_short_has_no_last_loss(study, text):
     (study.store.job_folder(study.plan.roles["baseline-s0"]["train"]) / "curve.jsonl").write_text(text)
     assert state(study)["loss"] is None
+
+
+def test_a_stage_is_found_before_its_variants_and_a_variant_by_its_id(runs):
+    study = prepare(Request(through="patch_pca", scale="smoke", runs=runs, with_controls=False, designs=("put_back",), seeds=(1, 0)))
+    document = study.document("ablate run")
+    document["cells"].reverse()
+    study.store.write_study(document)
+    assert find_cell(study.store, None, "patch_pca", 0)["id"] == "patch_pca-s0"
+    variant = next(cell["id"] for cell in document["cells"] if cell["title"] == "final model, put back linear_gamma_schedule")
+    assert find_cell(study.store, None, variant, None)["id"] == variant
 
 
 # --- logs -------------------------------------------------------------------------------------------------------------

@@ -11,7 +11,7 @@ import pytest
 from ablation.collect import collect, read_records, write_records
 from ablation.config import from_nested
 from ablation.errors import ConfigError, DataError
-from ablation.study import Request, data_settings, parse_seeds, parse_settings, prepare, write_specs
+from ablation.study import Request, data_settings, parse_designs, parse_seeds, parse_settings, prepare, write_specs
 
 
 def request(runs: Path, **changes) -> Request:
@@ -156,6 +156,43 @@ def test_a_finished_jobs_specification_stays_as_it_ran(runs):
     study.store.mark_done(job, {"metrics": {}})
     write_specs(study)
     assert study.store.spec(job) == ran
+
+
+def test_designs_are_noted_named_and_described(runs):
+    study = prepare(request(runs, through="predict_original", designs=("ladder", "put_back"), with_controls=True))
+    assert study.name == "predict_original-put_back-smoke"
+    assert any(note.startswith("left out: put_back of patch_vae: impossible: ") for note in study.notes)
+    cells = {cell["id"]: cell for cell in study.document("ablate run")["cells"]}
+    final = cells["predict_original-s0"]
+    assert [(role["design"], role["stage"]) for role in final["designs"]] == [("ladder", "predict_original"), ("put_back", None)]
+    assert {hole["kind"] for hole in final["left_out"]} == {"impossible", "no change"}
+    back = next(cell for cell in cells.values() if cell["title"] == "final model, put back predict_clean")
+    assert back["changes"] == {"process.target": ["original", "noise"], "process.loss_weight": ["inverse_variance", "uniform"]}
+    assert (back["stage"], back["designs"][0]["stage"]) == ("predict_original", "predict_clean")
+    assert back["overrides"] == {"process.target": "noise", "process.loss_weight": "uniform"}
+    assert cells["inverse_pca_output-s0"]["title"] == "operate on image output with inverse PCA", "a row of the ladder keeps its title"
+    controls = [cell for cell in cells.values() if cell["control"]]
+    assert {cell["stage"] for cell in controls} == {"predict_original"}
+
+
+def test_a_design_alone_brings_what_it_is_compared_with(runs):
+    study = prepare(request(runs, through="drop_perceptual_loss", designs=("add_one",), with_controls=True, settings={"train.steps": 3}))
+    document = study.document("ablate run")
+    alone = next(cell for cell in document["cells"] if cell["title"] == "baseline and only drop_perceptual_loss")
+    assert alone["path"] == ["baseline", "drop_perceptual_loss"]
+    assert alone["changes"] == {"tokenizer.perceptual_weight": [1.0, 0.0]}
+    assert {cell["stage"] for cell in document["cells"] if cell["control"]} == {"drop_class_conditioning"}
+    records = {record["cell"]: record for record in collect(study.store, document)}
+    assert records["baseline-s0"]["designs"] == [{"design": "add_one", "through": "drop_perceptual_loss", "stage": None, "remark": ""}]
+
+
+def test_designs_do_not_go_with_tables_grids_or_single_stages(runs):
+    for other in ({"table": 1}, {"only": ("baseline",)}, {"grid": {"tokenizer.latent_dim": (8,)}}):
+        with pytest.raises(ConfigError, match="--design goes with --through"):
+            prepare(request(runs, designs=("ladder",), **other))
+    with pytest.raises(ConfigError, match=r"unknown --design 'putback'.*put_back.*separated by commas"):
+        parse_designs(["ladder,putback"])
+    assert parse_designs(["ladder, put_back", "ladder"]) == ("ladder", "put_back")
 
 
 # --- records ----------------------------------------------------------------------------------------------------------
