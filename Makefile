@@ -5,7 +5,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 RUNS ?= runs
 
-.PHONY: run test test-slurm lint types install clean
+.PHONY: run test test-slurm docs lint types install install-docs clean
 .DEFAULT_GOAL := run
 
 $(VENV)/.installed: pyproject.toml constraints.txt
@@ -14,16 +14,25 @@ $(VENV)/.installed: pyproject.toml constraints.txt
 	$(BIN)/pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[dev]'
 	touch $@
 
+$(VENV)/.installed-docs: $(VENV)/.installed
+	$(BIN)/pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[dev,docs]'
+	touch $@
+
 install: $(VENV)/.installed
+
+install-docs: $(VENV)/.installed-docs
 
 run: install  ## the whole ladder on the embedded images, then the reports
 	$(BIN)/ablate run --through single_noise_level --scale smoke --runs $(RUNS)
 
-test: install  ## the test suite
+test: install-docs  ## the test suite; it builds the documentation too
 	$(BIN)/python -m pytest
 
 test-slurm: install  ## on a real SLURM that the tests bring up here; needs root and Debian's packages
 	$(BIN)/python -m pytest -m "slurm and not slow" -rs
+
+docs: install-docs  ## the documentation into site/, strictly; open site/index.html
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict --quiet
 
 lint: install
 	$(BIN)/ruff check .
@@ -33,4 +42,4 @@ types: install
 	$(BIN)/mypy
 
 clean:  ## the environment and caches; run folders stay
-	rm -rf $(VENV) .mypy_cache .ruff_cache build dist
+	rm -rf $(VENV) .mypy_cache .ruff_cache build dist site
