@@ -7,12 +7,13 @@ from __future__ import annotations
 
 import sys
 import time
-from datetime import date
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, NoReturn
+from typing import TYPE_CHECKING, Annotated, NoReturn
 
 import typer
 
+from ablation.commands.report import write_report, write_study_report
+from ablation.commands.verify import verify
 from ablation.errors import EXIT_INTERRUPTED, EXIT_JOB_FAILED, EXIT_OK, EXIT_USAGE, AblationError
 from ablation.options import (
     ControlsOption,
@@ -159,7 +160,7 @@ def run(
         raise typer.Exit(follow(study.store, document, show_cells(study.name, study.store.root)) if wait else EXIT_OK)
     code = _launch(study, launcher, parallel, threads, checkpoint_seconds)
     if report and code != EXIT_INTERRUPTED:
-        _report(study.store, study.name, None)
+        write_study_report(study.store, study.name, None)
     raise typer.Exit(code)
 
 
@@ -276,44 +277,6 @@ def logs(
         sys.stdout.flush()
 
 
-@app.command("report")
-def write_report(
-    runs: RunsOption = Path("runs"),
-    study: StudyOption = None,
-    results: Annotated[Path | None, typer.Option(metavar="FILE", help="Read records from a results.jsonl instead of a run folder.")] = None,
-    out: Annotated[Path | None, typer.Option(metavar="DIR", help="Where to write. [default: RUNS/reports/STUDY]")] = None,
-) -> None:
-    """Write Tables 1 to 3 and the trajectory plot, as Markdown, CSV, LaTeX, HTML, PNG and PDF."""
-    from ablation.store import Store
-
-    if results is not None:
-        from ablation.collect import read_records
-        from ablation.report.build import print_and_write
-
-        records = read_records(results)
-        print_and_write(
-            records,
-            out or Path("reports"),
-            {"command": f"ablate report --results {results}", "written": date.today().isoformat()},
-            console(),
-        )
-        return
-    _report(Store(runs), study, out)
-
-
-def _report(store: Any, name: str | None, out: Path | None) -> None:
-    """Collect a study's records and write its reports."""
-    from ablation.collect import collect, read_records, write_records
-    from ablation.report.build import print_and_write
-    from ablation.store import write_json
-
-    document = store.study(name)
-    folder = out or store.root / "reports" / document["name"]
-    write_records(collect(store, document), folder / "results.jsonl")
-    write_json(folder / "provenance.json", {name: document[name] for name in ("name", "command", "written", "sessions")})
-    print_and_write(read_records(folder / "results.jsonl"), folder, document, console())  # so that --results gives the same tables
-
-
 @app.command("export")
 def export_network(
     stage: str,
@@ -362,6 +325,10 @@ def clean(
         if yes:
             store.delete(path)
     print(f"{len(found)} {'deleted' if yes else 'found; add --yes to delete'}")
+
+
+app.command("report")(write_report)
+app.command("verify")(verify)
 
 
 def main() -> NoReturn:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -10,7 +11,7 @@ from typing import Any
 from ablation.config import from_nested
 from ablation.diffusion.feasible import undefined_reason
 from ablation.errors import ConfigError
-from ablation.store import Store, write_text
+from ablation.store import DONE, Store, write_text
 
 SCHEMA = 1
 ROLES = ("tokenizer", "encode", "train", "probe", "fid")
@@ -92,7 +93,13 @@ def _record(store: Store, study: Mapping[str, Any], cell: Mapping[str, Any]) -> 
         "cost": {"wall_seconds": round(seconds, 2), "peak_memory_gib": memory},
         "code": code,
         "versions": versions,
+        "evidence": {role: _digest(store.job_folder(job) / DONE) for role, job in cell["jobs"].items() if store.state(job).name == "done"},
     }
+
+
+def _digest(path: Path) -> str:
+    """Return the first 16 hexadecimal digits of a file's SHA-256: enough to notice any change of it."""
+    return hashlib.sha256(path.read_bytes()).hexdigest()[:16]
 
 
 def write_records(records: Sequence[Mapping[str, Any]], path: Path) -> None:

@@ -13,6 +13,7 @@ from __future__ import annotations
 import contextlib
 import errno
 import fcntl
+import hashlib
 import json
 import os
 import shutil
@@ -201,7 +202,7 @@ class Store:
         return any(self.job_folder(job_id).glob(f"{CHECKPOINT_PREFIX}*.safetensors"))
 
     def mark_done(self, job_id: str, record: Mapping[str, Any]) -> None:
-        """Write DONE.json, listing every artifact with its size; the last thing a job does."""
+        """Write DONE.json, listing every artifact with its size and SHA-256; the last thing a job does."""
         folder = self.job_folder(job_id)
         plain = {DONE, FAILED, SPEC, LOCK, ATTEMPTS, LOG, PROGRESS, SLURM}
         artifacts = {
@@ -209,7 +210,8 @@ class Store:
             for path in sorted(folder.iterdir())
             if path.is_file() and path.name not in plain and not path.name.startswith((".", CHECKPOINT_PREFIX, "tasks"))
         }
-        write_json(folder / DONE, {**record, "artifacts": artifacts})
+        sums = {name: sha256(folder / name) for name in artifacts}
+        write_json(folder / DONE, {**record, "artifacts": artifacts, "sha256": sums})
         for leftover in (folder / FAILED, folder / PROGRESS, *folder.glob(f"{CHECKPOINT_PREFIX}*")):
             leftover.unlink(missing_ok=True)
 
@@ -385,6 +387,12 @@ def _guard(path: Path) -> Iterator[None]:
         with contextlib.suppress(OSError):
             fcntl.flock(file, fcntl.LOCK_EX)
         yield
+
+
+def sha256(path: Path) -> str:
+    """Return a file's SHA-256, read in pieces."""
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def _when(path: Path) -> str:

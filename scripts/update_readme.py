@@ -1,19 +1,18 @@
 """Write the committed reports from results/results.jsonl, and their tables into README.md between its markers.
 
-Run as `python scripts/update_readme.py`, after copying a study's results.jsonl to results/. With --check nothing is
-written; the exit code says whether README.md and the reports are what the results give.
+Run as `python scripts/update_readme.py`, after copying a study's results.jsonl, provenance.json and pictures/ to results/.
+With --check nothing is written; the exit code says whether README.md and the reports are what the results give.
 """
 
 from __future__ import annotations
 
-import json
 import sys
 from pathlib import Path
 
-from ablation.collect import read_records
-from ablation.report import all_tables, report_files
+from ablation.report import all_tables
 from ablation.report.build import footer_of
 from ablation.report.formats import to_markdown
+from ablation.results_folder import read_source, report_of
 
 ROOT = Path(__file__).resolve().parent.parent
 BEGIN, END = "<!-- generated: smoke -->\n", "<!-- end -->\n"
@@ -21,8 +20,8 @@ BEGIN, END = "<!-- generated: smoke -->\n", "<!-- end -->\n"
 
 def generated() -> tuple[str, dict[str, bytes]]:
     """Return README.md with its tables, and every report file by name."""
-    records = read_records(ROOT / "results" / "results.jsonl")
-    document = json.loads((ROOT / "results" / "provenance.json").read_text(encoding="utf-8"))
+    source = read_source(ROOT / "results" / "results.jsonl")
+    records, document = source.records, source.provenance
     footer = footer_of(records, document)
     tables = [table for table in all_tables(records, footer) if table.number in ("1", "3")]
     shown = ["\n".join(line for line in to_markdown(table).splitlines() if line.startswith("|")) for table in tables]
@@ -36,7 +35,7 @@ def generated() -> tuple[str, dict[str, bytes]]:
     readme = (ROOT / "README.md").read_text(encoding="utf-8")
     before, _, rest = readme.partition(BEGIN)
     _, _, after = rest.partition(END)
-    return f"{before}{BEGIN}\n{block}\n\n{END}{after}", report_files(records, footer)
+    return f"{before}{BEGIN}\n{block}\n\n{END}{after}", report_of(source)
 
 
 def main() -> int:

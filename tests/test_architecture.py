@@ -37,20 +37,23 @@ LAYERS = (
     "jobs",
     "study",
     "collect",
+    "results_folder",
+    "verify",
     "status",
     "launch",
     "export",
     "terminal",
     "options",
     "doctor",
+    "commands",
     "cli",
     "__main__",
 )
 """Every module imports from its own layer and from earlier ones only."""
 
 LIGHT = (
-    "errors config store keys stage discover cost checks design layouts plan study collect status terminal cli denoiser.sizes "
-    "data.fingerprint data.sources "
+    "errors config store keys stage discover cost checks design layouts plan study collect results_folder verify status terminal cli "
+    "denoiser.sizes commands.report commands.verify data.fingerprint data.sources "
     "diffusion.feasible tokenizers.checks launch.base launch.inline launch.local launch.watch launch.worker"
 ).split()
 HEAVY = {"torch", "torchvision", "timm", "diffusers", "numpy", "scipy", "PIL", "pandas", "matplotlib", "safetensors", "torch_fidelity"}

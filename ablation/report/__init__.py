@@ -63,7 +63,7 @@ def report_files(records: Iterable[Record], footer: Footer) -> dict[str, bytes]:
     # Imported here, so that `ablate --help` does not wait for matplotlib.
     from ablation.report.curves import curves_csv, curves_figure
     from ablation.report.definitions import load_definitions
-    from ablation.report.figures import render
+    from ablation.report.figures import render, versions
     from ablation.report.formats import to_csv, to_html, to_latex, to_markdown
     from ablation.report.page import Picture, page
     from ablation.report.published import load_published
@@ -96,6 +96,7 @@ def report_files(records: Iterable[Record], footer: Footer) -> dict[str, bytes]:
         )
         data = curves_csv(grid)
         shown.append(Picture("latent_dim", *words, picture("latent_dim", render(figure), data), data))
+    files["versions.json"] = versions().encode()
     whole = whole_trajectory(checked, definitions)
     files["index.html"] = page(checked, tables, whole, shown, published, footer).encode()
     return files

@@ -7,11 +7,13 @@ whenever the data is the same. No pyplot: a figure holds all of its own state.
 from __future__ import annotations
 
 import io
+import json
 from collections.abc import Sequence
 from contextlib import AbstractContextManager
 from typing import Any
 
 import matplotlib.style
+import PIL
 from matplotlib.axes import Axes
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
@@ -51,6 +53,11 @@ def render(figure: Figure) -> dict[str, bytes]:
             figure.savefig(out, format=kind, dpi=200, metadata=metadata)
         files[kind] = out.getvalue()
     return files
+
+
+def versions() -> str:
+    """Name, as JSON, the libraries whose versions may change a picture's bytes."""
+    return json.dumps({"matplotlib": matplotlib.__version__, "pillow": PIL.__version__}, indent=1) + "\n"
 
 
 def title(figure: Figure, text: str, records: Sequence[Record]) -> None:

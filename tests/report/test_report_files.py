@@ -47,7 +47,7 @@ def test_write_reports_writes_every_file_and_leaves_nothing_behind(study: Any, f
     out = tmp_path / "new" / "reports"
     paths = write_reports(study, out, footer)
     pictures = {f"{name}.{kind}" for name in ("trajectory", "latent_dim") for kind in ("png", "pdf", "csv")}
-    assert {path.name for path in paths} == TABLE_FILES | pictures | {"index.html"}
+    assert {path.name for path in paths} == TABLE_FILES | pictures | {"index.html", "versions.json"}
     assert sorted(out.iterdir()) == sorted(paths)
     assert (out / "trajectory.pdf").read_bytes().startswith(b"%PDF")
     with Image.open(out / "trajectory.png") as image:
@@ -56,7 +56,7 @@ def test_write_reports_writes_every_file_and_leaves_nothing_behind(study: Any, f
 
 def test_no_results_still_make_a_report(footer: Any, tmp_path: Path) -> None:
     names = {path.name for path in write_reports([], tmp_path, footer)}
-    assert names == TABLE_FILES | {"trajectory.png", "trajectory.pdf", "trajectory.csv", "index.html"}
+    assert names == TABLE_FILES | {"trajectory.png", "trajectory.pdf", "trajectory.csv", "index.html", "versions.json"}
 
 
 def test_a_failing_write_leaves_the_old_file(study: Any, footer: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -1,0 +1,1 @@
+"""Commands of `ablate`, one module each; light until they run."""
