@@ -5,7 +5,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 RUNS ?= runs
 
-.PHONY: run test test-slurm docs lint types install install-docs clean
+.PHONY: run test test-slurm docs bench lint types install install-docs clean
 .DEFAULT_GOAL := run
 
 $(VENV)/.installed: pyproject.toml constraints.txt
@@ -34,9 +34,12 @@ test-slurm: install  ## on a real SLURM that the tests bring up here; needs root
 docs: install-docs  ## the documentation into site/, strictly; open site/index.html
 	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict --quiet
 
+bench: install  ## every benchmark, then benchmarks/README.md; about a quarter of an hour on two quiet cores
+	$(BIN)/python -m benchmarks.everything
+
 lint: install
 	$(BIN)/ruff check .
-	$(BIN)/ruff format --check ablation stages tests
+	$(BIN)/ruff format --check ablation stages tests benchmarks
 
 types: install
 	$(BIN)/mypy

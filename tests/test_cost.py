@@ -179,8 +179,9 @@ def test_the_networks_of_the_frechet_distance_cost_what_torch_counts(size):
 
 
 def test_inception_costs_what_torch_counts():
-    from ablation import torchvision_compat  # noqa: F401
     from torchvision.models import inception_v3
+
+    from ablation import torchvision_compat  # noqa: F401
 
     with torch.device("meta"):
         network = inception_v3(weights=None, init_weights=False, aux_logits=False).eval()
