@@ -6,12 +6,13 @@ Exit codes: 0 done, 1 a job failed, 2 usage (an unknown name, a bad value, unusa
 from __future__ import annotations
 
 import sys
-import time
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, NoReturn
 
 import typer
 
+from ablation.commands.check import check
+from ablation.commands.new_stage import new_stage
 from ablation.commands.report import write_report, write_study_report
 from ablation.commands.verify import verify
 from ablation.errors import EXIT_INTERRUPTED, EXIT_JOB_FAILED, EXIT_OK, EXIT_USAGE, AblationError
@@ -53,7 +54,6 @@ from ablation.terminal import (
 
 if TYPE_CHECKING:
     from ablation.stage import StageTree
-    from ablation.study import Study
 
 EPILOG = "Exit codes: 0 done, 1 a job failed, 2 usage, 130 interrupted."
 app = typer.Typer(
@@ -158,50 +158,12 @@ def run(
 
         document = submit_study(study, resources, resource or [], partition, command_line(), say)
         raise typer.Exit(follow(study.store, document, show_cells(study.name, study.store.root)) if wait else EXIT_OK)
-    code = _launch(study, launcher, parallel, threads, checkpoint_seconds)
+    from ablation.execute import execute
+
+    code = execute(study, launcher, parallel, threads, checkpoint_seconds, command_line(), console())
     if report and code != EXIT_INTERRUPTED:
         write_study_report(study.store, study.name, None)
     raise typer.Exit(code)
-
-
-def _launch(study: Study, launcher: str, parallel: int | None, threads: int | None, checkpoint_seconds: float | None) -> int:
-    """Bring a study's jobs to their end and return the exit code."""
-    from ablation.errors import ConfigError, nearest
-    from ablation.launch.base import Launcher
-    from ablation.launch.inline import InlineLauncher
-    from ablation.launch.local import LocalLauncher, default_workers, visible_gpus
-    from ablation.launch.watch import RunWatcher
-    from ablation.launch.worker import CHECKPOINT_SECONDS, StopFlag
-    from ablation.study import machine_name, write_plan
-
-    if launcher not in ("inline", "local"):
-        raise ConfigError(f"unknown launcher '{launcher}'", nearest(launcher, ("inline", "local", "slurm")))
-    decisions = write_plan(study, command_line())
-    reused = {job for job, decision in decisions.items() if decision.action == "reuse"}
-    out, stop = console(), StopFlag()
-    out.print(
-        f"study [bold]{study.name}[/]: {len(study.plan.jobs)} jobs ({study.plan.unshared} without sharing), {len(reused)} already done"
-    )
-    stop.install()
-    interval = CHECKPOINT_SECONDS if checkpoint_seconds is None else checkpoint_seconds
-    chosen: Launcher = InlineLauncher(threads, interval)
-    if launcher == "local":
-        gpus = visible_gpus()
-        chosen = LocalLauncher(parallel or len(gpus) or default_workers(), threads, gpus, interval)
-    began = time.monotonic()
-    with RunWatcher(study.plan, out, reused) as watcher:
-        outcome = chosen.run(study.plan, study.store, watcher, stop)
-    if ran := len([job for job, state in outcome.states.items() if state == "done" and job not in reused]):
-        session = {"machine": machine_name(), "jobs": ran, "seconds": round(time.monotonic() - began, 1), "command": command_line()}
-        study.store.record_session(study.name, session)
-    if outcome.interrupted:
-        out.print("[yellow]interrupted[/]: finished jobs are kept; the same command goes on from here")
-        return EXIT_INTERRUPTED
-    for job in outcome.failed:
-        state = study.store.state(job)
-        if state.name != "skipped":
-            console(stderr=True).print(f"[red]{state.name}[/] {job}: {plain(state.reason)}", soft_wrap=True, highlight=False)
-    return EXIT_JOB_FAILED if outcome.failed else EXIT_OK
 
 
 @app.command()
@@ -327,6 +289,8 @@ def clean(
     print(f"{len(found)} {'deleted' if yes else 'found; add --yes to delete'}")
 
 
+app.command("check")(check)
+app.command("new-stage")(new_stage)
 app.command("report")(write_report)
 app.command("verify")(verify)
 

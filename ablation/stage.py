@@ -17,6 +17,8 @@ from ablation.errors import ConfigError, nearest
 
 NAME_PATTERN = re.compile(r"[a-z][a-z0-9_]{0,63}\Z")
 PART_KINDS = ("tokenizer",)
+EFFECTS = ("data", "tokenizer", "input", "conditioning", "target", "loss", "parameters", "training", "evaluation", "sampling")
+"""What a stage can act on, as `ablate check` sees it; docs/add-a-stage.md says what each is."""
 
 
 @dataclass(frozen=True)
@@ -39,7 +41,8 @@ class Stage:
     of them) that the parent's configuration must have. `provides` maps "tokenizer:NAME" to a class, or to the text
     "module:Class" (loaded only in jobs, so that listing stages needs no torch). `uses_labels` says whether class labels
     enter training anywhere, the tokenizer's perceptual network included. `incomparable` names quantities that must not
-    be compared with the parent's.
+    be compared with the parent's. `effects` says which of EFFECTS the stage acts on, all of them; `ablate check` holds it
+    to that. Left empty, only the changes are checked.
     """
 
     name: str
@@ -51,6 +54,7 @@ class Stage:
     incomparable: tuple[str, ...] = ()
     requires: Mapping[str, Any] = field(default_factory=dict)
     provides: Mapping[str, Any] = field(default_factory=dict)
+    effects: tuple[str, ...] = ()
     doc: str = ""
     source: Source = Source()
 
@@ -67,8 +71,14 @@ class Stage:
             kind, _, part_name = str(part).partition(":")
             if kind not in PART_KINDS or not NAME_PATTERN.match(part_name):
                 raise ConfigError(f"stage '{self.name}' provides '{part}'", f"Write KIND:NAME with KIND one of {', '.join(PART_KINDS)}.")
+        for effect in self.effects:
+            if effect not in EFFECTS:
+                raise ConfigError(f"stage '{self.name}' declares the unknown effect '{effect}'", nearest(str(effect), EFFECTS))
         for path in (*self.changes, *self.requires):
-            field_type(path)
+            try:
+                field_type(path)
+            except ConfigError as error:
+                raise ConfigError(f"stage '{self.name}': {error.problem}", error.fix) from None
         for attribute in ("changes", "requires", "provides"):
             object.__setattr__(self, attribute, MappingProxyType(dict(getattr(self, attribute))))
 
@@ -101,10 +111,11 @@ class Stage:
 
 @dataclass(frozen=True)
 class Broken:
-    """A stage source that could not be loaded, and why."""
+    """A stage source that could not be loaded, and why; names are those of its stages, as far as they are known."""
 
     source: Source
     problem: str
+    names: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -127,7 +138,7 @@ class StageTree:
         while missing := [s for s in by_name.values() if s.after is not None and s.after not in by_name]:
             for stage in missing:
                 problem = f"stage '{stage.name}': its parent '{stage.after}' does not exist. {nearest(str(stage.after), by_name)}"
-                faults.append(Broken(stage.source, problem))
+                faults.append(Broken(stage.source, problem, (stage.name,)))
                 del by_name[stage.name]
         for stage in by_name.values():
             seen, current = [stage.name], stage
@@ -142,6 +153,9 @@ class StageTree:
         """Return a stage by name; an unknown name raises with the nearest ones and any broken source."""
         if name in self.stages:
             return self.stages[name]
+        for broken in self.broken:
+            if name in broken.names:
+                raise ConfigError(f"stage '{name}' cannot be used: {broken.problem}", f"Mend {broken.source}.")
         hint = f" {len(self.broken)} stage source(s) failed to load; `ablate stages` shows why." if self.broken else ""
         raise ConfigError(f"unknown stage '{name}'", nearest(name, self.stages) + hint)
 

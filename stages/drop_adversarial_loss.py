@@ -14,5 +14,6 @@ STAGE = Stage(
     title="remove VQGAN adversarial loss",
     table="table1",
     changes={"tokenizer.adversarial_weight": 0.0},
+    effects=("tokenizer", "input"),
     incomparable=("training loss",),
 )

@@ -15,5 +15,6 @@ STAGE = Stage(
     title="remove class-conditioning",
     table="table1",
     changes={"denoiser.class_conditional": False},
+    effects=("conditioning", "parameters", "sampling"),
     uses_labels=True,
 )

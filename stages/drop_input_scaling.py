@@ -16,5 +16,6 @@ STAGE = Stage(
     title="remove input scaling",
     table="table3",
     changes={"process.schedule": "linear_sigma", "process.loss_weight": "inverse_variance"},
+    effects=("input", "loss", "evaluation", "sampling"),
     incomparable=("training loss", "noise level at the probed timestep"),
 )

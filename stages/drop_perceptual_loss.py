@@ -15,5 +15,6 @@ STAGE = Stage(
     title="remove VQGAN perceptual loss",
     table="table1",
     changes={"tokenizer.perceptual_weight": 0.0},
+    effects=("tokenizer", "input"),
     incomparable=("training loss",),
 )

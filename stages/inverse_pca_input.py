@@ -15,5 +15,6 @@ STAGE = Stage(
     title="operate on image input with inverse PCA",
     table="table3",
     changes={"process.input_space": "image"},
+    effects=("input", "parameters", "evaluation"),
     requires={"tokenizer.kind": ("patch_pca", "pixels")},
 )

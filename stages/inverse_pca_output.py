@@ -15,6 +15,7 @@ STAGE = Stage(
     title="operate on image output with inverse PCA",
     table="table3",
     changes={"process.output_space": "image"},
+    effects=("target", "parameters", "sampling"),
     requires={"tokenizer.kind": ("patch_pca", "pixels")},
     incomparable=("training loss",),
 )

@@ -14,5 +14,6 @@ STAGE = Stage(
     title="replace noise schedule",
     table="table1",
     changes={"process.schedule": "linear_gamma_squared"},
+    effects=("input", "evaluation", "sampling"),
     incomparable=("training loss", "noise level at the probed timestep"),
 )

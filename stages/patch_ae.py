@@ -14,5 +14,6 @@ STAGE = Stage(
     title="patch-wise AE",
     table="table2",
     changes={"tokenizer.kind": "patch_ae"},
+    effects=("tokenizer", "input"),
     incomparable=("training loss",),
 )

@@ -16,5 +16,6 @@ STAGE = Stage(
     title="patch-wise PCA",
     table="table3",
     changes={"tokenizer.kind": "patch_pca", "tokenizer.latent_dim": 32, "tokenizer.latent_scale": "whitened"},
+    effects=("tokenizer", "input", "target", "parameters"),
     incomparable=("training loss",),
 )

@@ -14,6 +14,7 @@ STAGE = Stage(
     title="patch-wise VAE",
     table="table2",
     changes={"tokenizer.kind": "patch_vae"},
+    effects=("tokenizer", "input"),
     requires={"tokenizer.perceptual_weight": 0.0, "tokenizer.adversarial_weight": 0.0},
     incomparable=("training loss",),
 )

@@ -15,5 +15,6 @@ STAGE = Stage(
     title="predict clean data (rather than noise)",
     table="table3",
     changes={"process.target": "clean", "process.loss_weight": "gamma_squared"},
+    effects=("target", "loss", "sampling"),
     incomparable=("training loss",),
 )

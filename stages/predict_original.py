@@ -15,6 +15,7 @@ STAGE = Stage(
     title="predict original image",
     table="table3",
     changes={"process.target": "original"},
+    effects=("target", "loss"),
     requires={"process.output_space": "image", "process.target": "clean"},
     incomparable=("training loss",),
 )

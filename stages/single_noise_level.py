@@ -15,5 +15,6 @@ STAGE = Stage(
     title="single noise level",
     table="table3",
     changes={"process.schedule": "constant"},
+    effects=("input", "conditioning", "loss", "evaluation", "sampling"),
     incomparable=("training loss", "noise level at the probed timestep"),
 )

@@ -41,10 +41,14 @@ LAYERS = (
     "verify",
     "status",
     "launch",
+    "effects",
     "export",
+    "scaffold",
     "terminal",
     "options",
     "doctor",
+    "execute",
+    "api",
     "commands",
     "cli",
     "__main__",
@@ -54,7 +58,8 @@ LAYERS = (
 LIGHT = (
     "errors config store keys stage discover cost checks design layouts plan study collect results_folder verify status terminal cli "
     "denoiser.sizes commands.report commands.verify data.fingerprint data.sources "
-    "diffusion.feasible tokenizers.checks launch.base launch.inline launch.local launch.watch launch.worker"
+    "diffusion.feasible tokenizers.checks launch.base launch.inline launch.local launch.watch launch.worker "
+    "scaffold execute api commands.check commands.new_stage"
 ).split()
 HEAVY = {"torch", "torchvision", "timm", "diffusers", "numpy", "scipy", "PIL", "pandas", "matplotlib", "safetensors", "torch_fidelity"}
 LONGEST_FUNCTION, LONGEST_FILE = 75, 420

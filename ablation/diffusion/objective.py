@@ -61,7 +61,7 @@ class DenoisingObjective:
         self._noise = noise.normal("noise", tuple(self._z0.shape[1:]))
         self._z_t = process.corrupt(self._z0, self._t, self._noise)
         self._labels = self._drop_labels(batch["labels"], noise) if self.num_classes else None
-        self._target = _target(process, self.space, self._z0, self._noise, batch)
+        self.target = _target(process, self.space, self._z0, self._noise, batch)
 
     def loss(self, phase: str) -> tuple[Tensor, dict[str, Tensor]]:
         """Return the mean over images of lambda_t x the mean squared error over tokens and numbers, and logged scalars.
@@ -73,7 +73,7 @@ class DenoisingObjective:
         tokens = network_input(process, self.space, self._z_t)
         output = self.denoiser(tokens, process.network_time(self._t), self._labels)
         prediction, channels = split_output(process, output)
-        errors = self._squared_errors(prediction - self._target)  # (B,)
+        errors = self.squared_errors(prediction - self.target)  # (B,)
         loss = (process.weight(self._t) * errors).mean()
         logged = {"unweighted_loss": errors.detach().mean()}
         if channels is not None:
@@ -82,7 +82,7 @@ class DenoisingObjective:
             logged["variational_bound"] = bound.detach() * process.num_timesteps
         return loss, {"loss": loss.detach(), **logged}
 
-    def _squared_errors(self, difference: Tensor) -> Tensor:
+    def squared_errors(self, difference: Tensor) -> Tensor:
         """Return each image's mean squared error, in the PCA basis and weighted for image output. (B, N, out) -> (B,)."""
         if self._component_weights is not None and self.space is not None:
             squares = self.space.residual(difference) ** 2 * self._component_weights

@@ -19,12 +19,15 @@ import time
 import traceback
 from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Any, TextIO
+from typing import TYPE_CHECKING, Any, TextIO
 
 from ablation.config import from_nested
 from ablation.discover import load_file, load_parts
 from ablation.errors import EXIT_INTERRUPTED, EXIT_JOB_FAILED, EXIT_OK, AblationError, ArtifactError, DivergedError, Interrupted
 from ablation.store import LOG, PROGRESS, Store, write_json
+
+if TYPE_CHECKING:
+    from ablation.jobs.context import JobIO
 
 CHECKPOINT_SECONDS = 60.0
 
@@ -130,22 +133,24 @@ def _ended(store: Store, job_id: str, state: str, reason: str) -> str:
     return state
 
 
-def _execute(
-    store: Store, job_id: str, progress: Callable[[int, int, str], None], should_stop: Callable[[], bool], checkpoint_seconds: float
-) -> None:
-    """Build the job's view of the world, run its kind, and write DONE.json."""
+def job_view(
+    store: Store,
+    job_id: str,
+    progress: Callable[[int, int, str], None] = lambda *_: None,
+    should_stop: Callable[[], bool] = lambda: False,
+    checkpoint_seconds: float = CHECKPOINT_SECONDS,
+) -> tuple[dict[str, Any], JobIO]:
+    """Return a prepared job's specification, and what the job sees of the store and of its launcher."""
     from ablation.compute import choose_device  # here, so that importing this module stays light
     from ablation.jobs.context import JobIO
 
     spec = store.spec(job_id)
     if spec is None:
         raise ArtifactError(f"{store.job_folder(job_id)} has no readable specification", "Run `ablate run` again.")
-    began, cpu = time.time(), time.process_time()
-    config = from_nested(spec["config"])
     io = JobIO(
         store=store,
         job_id=job_id,
-        config=config,
+        config=from_nested(spec["config"]),
         seed=spec["seed"] if spec["seed"] is not None else 0,
         control=spec["control"],
         inputs=spec["inputs"],
@@ -156,6 +161,15 @@ def _execute(
         should_stop=should_stop,
         checkpoint_seconds=checkpoint_seconds,
     )
+    return spec, io
+
+
+def _execute(
+    store: Store, job_id: str, progress: Callable[[int, int, str], None], should_stop: Callable[[], bool], checkpoint_seconds: float
+) -> None:
+    """Build the job's view of the world, run its kind, and write DONE.json."""
+    spec, io = job_view(store, job_id, progress, should_stop, checkpoint_seconds)
+    began, cpu = time.time(), time.process_time()
     io.log(f"started {spec['kind']} on {platform.node()} ({io.device})")
     outcome = importlib.import_module(f"ablation.jobs.{spec['kind']}").run(io)
     record = {

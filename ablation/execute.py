@@ -1,0 +1,54 @@
+"""Bring a study's jobs to their end on this machine, and say how they ended. Light."""
+
+from __future__ import annotations
+
+import time
+from typing import TYPE_CHECKING
+
+from ablation.errors import EXIT_INTERRUPTED, EXIT_JOB_FAILED, EXIT_OK, ConfigError, nearest
+from ablation.launch.base import Launcher
+from ablation.launch.inline import InlineLauncher
+from ablation.launch.local import LocalLauncher, default_workers, visible_gpus
+from ablation.launch.watch import RunWatcher
+from ablation.launch.worker import CHECKPOINT_SECONDS, StopFlag
+from ablation.study import Study, machine_name, write_plan
+from ablation.terminal import console, plain
+
+if TYPE_CHECKING:
+    from rich.console import Console
+
+BUILT_IN = ("inline", "local", "slurm")
+
+
+def execute(
+    study: Study, launcher: str, parallel: int | None, threads: int | None, checkpoint_seconds: float | None, command: str, out: Console
+) -> int:
+    """Bring a study's jobs to their end, tell `out` about it, and return the exit code; command is what asked for it."""
+    if launcher not in ("inline", "local"):
+        raise ConfigError(f"unknown launcher '{launcher}'", nearest(launcher, BUILT_IN))
+    decisions = write_plan(study, command)
+    reused = {job for job, decision in decisions.items() if decision.action == "reuse"}
+    out.print(
+        f"study [bold]{study.name}[/]: {len(study.plan.jobs)} jobs ({study.plan.unshared} without sharing), {len(reused)} already done"
+    )
+    stop = StopFlag()
+    stop.install()
+    interval = CHECKPOINT_SECONDS if checkpoint_seconds is None else checkpoint_seconds
+    chosen: Launcher = InlineLauncher(threads, interval)
+    if launcher == "local":
+        gpus = visible_gpus()
+        chosen = LocalLauncher(parallel or len(gpus) or default_workers(), threads, gpus, interval)
+    began = time.monotonic()
+    with RunWatcher(study.plan, out, reused) as watcher:
+        outcome = chosen.run(study.plan, study.store, watcher, stop)
+    if ran := len([job for job, state in outcome.states.items() if state == "done" and job not in reused]):
+        session = {"machine": machine_name(), "jobs": ran, "seconds": round(time.monotonic() - began, 1), "command": command}
+        study.store.record_session(study.name, session)
+    if outcome.interrupted:
+        out.print("[yellow]interrupted[/]: finished jobs are kept; the same command goes on from here")
+        return EXIT_INTERRUPTED
+    for job in outcome.failed:
+        state = study.store.state(job)
+        if state.name != "skipped":
+            console(stderr=True).print(f"[red]{state.name}[/] {job}: {plain(state.reason)}", soft_wrap=True, highlight=False)
+    return EXIT_JOB_FAILED if outcome.failed else EXIT_OK
