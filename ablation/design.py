@@ -15,6 +15,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import cached_property
 from typing import Any
 
 from ablation.checks import check_config
@@ -68,7 +69,7 @@ class Cell:
     roles: tuple[Role, ...] = ()
     left_out: tuple[LeftOut, ...] = ()  # carried by the cell that the missing ones would be compared with
 
-    @property
+    @cached_property
     def id(self) -> str:
         """Name the cell by what it is: stage or control, overrides if any, and seed."""
         name = f"{self.stage}.{self.control}" if self.control else self.stage
@@ -80,9 +81,14 @@ class Cell:
         return tuple(tree.stage(name) for name in self.path) if self.path else tree.path(self.stage)
 
 
-def make_cell(tree: StageTree, stage: str, seed: int, overrides: Mapping[str, Any], settings: Mapping[str, Any]) -> Cell:
-    """Resolve one cell: the stage's path, then the study's settings, then the cell's own overrides; checked as a whole."""
-    config = apply(tree.resolve(stage), {**settings, **overrides})
+def make_cell(
+    tree: StageTree, stage: str, seed: int, overrides: Mapping[str, Any], settings: Mapping[str, Any], own: Config | None = None
+) -> Cell:
+    """Resolve one cell: the stage's path, then the study's settings, then the cell's own overrides; checked as a whole.
+
+    own: the stage's configuration with the study's settings, where the caller has it already.
+    """
+    config = apply(tree.resolve(stage), {**settings, **overrides}) if own is None else apply(own, overrides)
     try:
         check_config(config, [part for step in tree.path(stage) for part in step.provides])
     except ConfigError as error:
@@ -90,9 +96,14 @@ def make_cell(tree: StageTree, stage: str, seed: int, overrides: Mapping[str, An
     return Cell(stage, tuple(sorted(overrides.items())), seed, config)
 
 
+def seeded(cell: Cell, seeds: Sequence[int]) -> list[Cell]:
+    """Return the cell once for every seed; all share one configuration."""
+    return [replace(cell, seed=seed) for seed in seeds]
+
+
 def ladder(tree: StageTree, through: str, seeds: Sequence[int], settings: Mapping[str, Any]) -> list[Cell]:
     """Return the cells of the path from the root to a stage, stage by stage, every seed of each."""
-    cells = [make_cell(tree, stage.name, seed, {}, settings) for stage in tree.path(through) for seed in seeds]
+    cells = [cell for stage in tree.path(through) for cell in seeded(make_cell(tree, stage.name, seeds[0], {}, settings), seeds)]
     return [replace(cell, roles=(Role("ladder", through, cell.stage),)) for cell in cells]
 
 
@@ -112,7 +123,7 @@ def grid(
         for combination in combinations:
             overrides = {} if apply(own, combination) == own else combination
             try:
-                cells += [make_cell(tree, stage, seed, overrides, settings) for seed in seeds]
+                cells += seeded(make_cell(tree, stage, seeds[0], overrides, settings, own), seeds)
             except ConfigError as error:
                 named = ", ".join(f"{path}={value}" for path, value in combination.items())
                 infeasible.append((f"{stage} with {named}", str(error)))

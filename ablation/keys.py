@@ -10,9 +10,10 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Mapping
+from functools import cache
 from typing import Any
 
-from ablation.config import Config, get_value
+from ablation.config import Config, field_names, get_value
 
 EXCLUDED = ("data.path", "tokenizer.perceptual_path", "fid.extractor_path", "denoiser.init_path")
 """Settings that say where something lies, never what it is; no key contains them."""
@@ -108,7 +109,25 @@ def _train(config: Config) -> list[str]:
 
 def job_slice(kind: str, config: Config) -> dict[str, Any]:
     """Return the settings a job reads with their values, defaults included; it is stored beside the job."""
-    return {path: get_value(config, path) for path in reads(kind, config)}
+    sections: dict[str, Any] = {name: getattr(config, name) for name in type(config).model_fields}
+    slice_: dict[str, Any] = {}
+    for path in reads(kind, config):
+        section, _, name = path.partition(".")
+        slice_[path] = getattr(sections[section], name)
+    return slice_
+
+
+@cache
+def _defaults() -> dict[str, Any]:
+    """Map every setting's path to its declared default."""
+    default = Config()
+    return {path: get_value(default, path) for path in field_names()}
+
+
+def changed_settings(values: Mapping[str, Any]) -> dict[str, Any]:
+    """Keep the settings that differ from their declared default: those that a key contains."""
+    defaults = _defaults()
+    return {path: value for path, value in values.items() if value != defaults[path]}
 
 
 def content_key(kind: str, values: Mapping[str, Any], inputs: Mapping[str, str], extra: Mapping[str, Any]) -> str:
@@ -116,6 +135,9 @@ def content_key(kind: str, values: Mapping[str, Any], inputs: Mapping[str, str],
 
     `inputs` maps roles to the keys of input jobs; `extra` holds what no setting says: seed, data fingerprint, plugin sources.
     """
-    default = Config()
-    changed = {path: value for path, value in values.items() if value != get_value(default, path)}
+    return changed_key(kind, changed_settings(values), inputs, extra)
+
+
+def changed_key(kind: str, changed: Mapping[str, Any], inputs: Mapping[str, str], extra: Mapping[str, Any]) -> str:
+    """Hash a job as `content_key` does, from settings that are known to differ from their default."""
     return digest({"kind": kind, "version": KIND_VERSIONS[kind], "reads": changed, "inputs": dict(inputs), "extra": dict(extra)})

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +12,7 @@ from ablation.config import Config, DataConfig
 from ablation.data.fingerprint import fingerprint, weights_fingerprint
 from ablation.design import Cell
 from ablation.diffusion.feasible import undefined_reason
-from ablation.keys import KIND_VERSIONS, content_key, job_slice
+from ablation.keys import KIND_VERSIONS, changed_key, changed_settings, job_slice
 from ablation.stage import StageTree
 from ablation.store import JobState, Store
 
@@ -50,7 +51,16 @@ class Plan:
 
     def cells_of(self, job_id: str) -> list[Cell]:
         """Return the cells that a job serves."""
-        return [self.cells[cell] for cell, roles in self.roles.items() if job_id in roles.values()]
+        return [self.cells[cell] for cell in self._serves[job_id]]
+
+    @cached_property
+    def _serves(self) -> dict[str, list[str]]:
+        """Map each job to the cells it serves; looked up once per job, so a search through all cells each time would not do."""
+        serves: dict[str, list[str]] = {job: [] for job in self.jobs}
+        for cell, roles in self.roles.items():
+            for job in dict.fromkeys(roles.values()):
+                serves[job].append(cell)
+        return serves
 
     def children(self, job_id: str) -> list[str]:
         """Return the jobs that read a job's output."""
@@ -71,11 +81,12 @@ def build_plan(tree: StageTree, cells: Sequence[Cell], cache: Path | None = None
     roles: dict[str, dict[str, str]] = {}
     prints: dict[DataConfig, dict[str, str]] = {}
     unshared = 0
+    maker = _JobMaker(tree)
     for cell in cells:
         data = cell.config.data
         if data not in prints:
             prints[data] = fingerprint(data, cache)
-        planned = _cell_jobs(tree, cell, prints[data])
+        planned = _cell_jobs(maker, cell, prints[data])
         roles[cell.id] = {role: spec.id for role, spec in planned.items()}
         unshared += sum(role != "reference" for role in planned)
         jobs.update({spec.id: spec for spec in planned.values() if spec.id not in jobs})
@@ -83,13 +94,13 @@ def build_plan(tree: StageTree, cells: Sequence[Cell], cache: Path | None = None
     return Plan(jobs, {cell.id: cell for cell in cells}, roles, unshared)
 
 
-def _cell_jobs(tree: StageTree, cell: Cell, prints: dict[str, str]) -> dict[str, JobSpec]:
+def _cell_jobs(maker: _JobMaker, cell: Cell, prints: dict[str, str]) -> dict[str, JobSpec]:
     """Plan one cell's jobs by role, parents first."""
     config = cell.config
     made: dict[str, JobSpec] = {}
 
     def add(kind: str, *parents: str) -> None:
-        made[kind] = _job(tree, cell, kind, {role: made[role] for role in parents}, prints)
+        made[kind] = maker.job(cell, kind, {role: made[role] for role in parents}, prints)
 
     if cell.control:  # measures latents or an untrained network: nothing to train
         add("tokenizer")
@@ -107,28 +118,67 @@ def _cell_jobs(tree: StageTree, cell: Cell, prints: dict[str, str]) -> dict[str,
     return made
 
 
-def _job(tree: StageTree, cell: Cell, kind: str, parents: dict[str, JobSpec], prints: dict[str, str]) -> JobSpec:
-    """Make one job's specification and key."""
-    config: Config = cell.config
-    reads = job_slice(kind, config)
-    control = cell.control if kind == "probe" else None
-    if control == "random_init":  # reads the architecture, none of the training
-        reads |= {path: value for path, value in job_slice("train", config).items() if not path.startswith("train.")}
-    elif control == "pca_features":
-        reads |= {"tokenizer.latent_scale": config.tokenizer.latent_scale}
-    seed = cell.seed if kind in SEEDED and not (kind == "tokenizer" and config.tokenizer.kind in ("patch_pca", "pixels")) else None
-    sources = _part_sources(tree, cell)
-    data = {split: print_ for split, print_ in prints.items() if kind != "reference" or split == "train"}
-    extra: dict[str, Any] = {"seed": seed, "control": control}
-    if kind in ("reference", "tokenizer"):
-        extra["data"] = data
-    if config.denoiser.init_path and (kind == "train" or control == "random_init"):
-        extra["initial_weights"] = weights_fingerprint(config.denoiser.init_path)
-    if sources and kind == "tokenizer":
-        extra["sources"] = sorted(source["sha256"] for source in sources)
-    key = content_key(kind, reads, {role: spec.key for role, spec in parents.items()}, extra)
-    inputs = {role: spec.id for role, spec in parents.items()}
-    return JobSpec(kind, key, inputs, reads, config.model_dump(mode="json"), seed, control, data, extra, sources)
+@dataclass(frozen=True)
+class _Common:
+    """What the jobs of one kind and one configuration have in common, whatever their seed."""
+
+    reads: Mapping[str, Any]
+    changed: Mapping[str, Any]  # those settings that differ from their default, as the key has them
+    config: Mapping[str, Any]
+    extra: Mapping[str, Any]
+    fingerprint: Mapping[str, str]
+    sources: tuple[dict[str, str], ...]
+
+
+class _JobMaker:
+    """Makes job specifications; what depends on the configuration alone is worked out once for all its seeds."""
+
+    def __init__(self, tree: StageTree) -> None:
+        self.tree = tree
+        self._common: dict[tuple[Any, ...], _Common] = {}
+        self._configs: dict[int, Mapping[str, Any]] = {}
+        self._made: dict[tuple[Any, ...], JobSpec] = {}
+
+    def job(self, cell: Cell, kind: str, parents: dict[str, JobSpec], prints: dict[str, str]) -> JobSpec:
+        """Make one job's specification and key."""
+        config = cell.config
+        control = cell.control if kind == "probe" else None
+        seeded = kind in SEEDED and not (kind == "tokenizer" and config.tokenizer.kind in ("patch_pca", "pixels"))
+        seed = cell.seed if seeded else None
+        same = (id(config), cell.stage, cell.path, kind, control)  # configurations live as long as the cells that hold them
+        whole = (*same, seed, *(spec.key for spec in parents.values()))
+        if whole not in self._made:
+            if same not in self._common:
+                self._common[same] = self._shared(cell, kind, control, prints)
+            common = self._common[same]
+            extra = {"seed": seed, "control": control, **common.extra}
+            inputs = {role: spec.id for role, spec in parents.items()}
+            key = changed_key(kind, common.changed, {role: spec.key for role, spec in parents.items()}, extra)
+            self._made[whole] = JobSpec(
+                kind, key, inputs, common.reads, common.config, seed, control, common.fingerprint, extra, common.sources
+            )
+        return self._made[whole]
+
+    def _shared(self, cell: Cell, kind: str, control: str | None, prints: dict[str, str]) -> _Common:
+        """Work out what does not depend on the seed."""
+        config = cell.config
+        reads = job_slice(kind, config)
+        if control == "random_init":  # reads the architecture, none of the training
+            reads |= {path: value for path, value in job_slice("train", config).items() if not path.startswith("train.")}
+        elif control == "pca_features":
+            reads |= {"tokenizer.latent_scale": config.tokenizer.latent_scale}
+        sources = _part_sources(self.tree, cell)
+        data = {split: print_ for split, print_ in prints.items() if kind != "reference" or split == "train"}
+        extra: dict[str, Any] = {}
+        if kind in ("reference", "tokenizer"):
+            extra["data"] = data
+        if config.denoiser.init_path and (kind == "train" or control == "random_init"):
+            extra["initial_weights"] = weights_fingerprint(config.denoiser.init_path)
+        if sources and kind == "tokenizer":
+            extra["sources"] = sorted(source["sha256"] for source in sources)
+        if id(config) not in self._configs:
+            self._configs[id(config)] = config.model_dump(mode="json")
+        return _Common(reads, changed_settings(reads), self._configs[id(config)], extra, data, sources)
 
 
 def _part_sources(tree: StageTree, cell: Cell) -> tuple[dict[str, str], ...]:
@@ -144,8 +194,11 @@ def _part_sources(tree: StageTree, cell: Cell) -> tuple[dict[str, str], ...]:
 def decide(plan: Plan, store: Store) -> dict[str, Decision]:
     """Say for each job whether it is new, reused, resumed or stale, and why."""
     decisions: dict[str, Decision] = {}
-    previous = store.previous_jobs()
+    previous, known = store.previous_jobs(), set(store.jobs())
     for job_id, spec in plan.jobs.items():
+        if job_id not in known:
+            decisions[job_id] = _why_new(plan, spec, previous, store, JobState("new"))
+            continue
         state = store.state(job_id)
         if state.name == "done":
             drift = default_drift(spec, store)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import shlex
 import sys
 from collections.abc import Callable, Mapping, Sequence
@@ -20,6 +21,12 @@ if TYPE_CHECKING:
 
 WIDTH = 160
 """Columns of a stream that is no terminal: long lines instead of wrapped ones."""
+
+LONG_TABLE = 1000
+"""Rows from which a table is printed without colour."""
+
+MARKUP = re.compile(r"(?<!\\)\[/?[a-z ]*\]")
+"""What colours a cell: [green] or [/]; a bracket of the text itself has a backslash before it."""
 
 STATE_STYLES = {
     **dict.fromkeys(("failed", "diverged", "lost"), "red"),
@@ -52,13 +59,24 @@ def emit_json(value: Any) -> None:
 
 
 def print_table(columns: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
-    """Print rows of markup under column names."""
+    """Print rows of markup under column names; very long tables without colour, which rich would take minutes over."""
+    if len(rows) > LONG_TABLE:
+        _print_long_table(columns, rows)
+        return
     from rich.table import Table
 
     table = Table(*columns, box=None, pad_edge=False, header_style="bold")
     for row in rows:
         table.add_row(*row)
     console().print(table)
+
+
+def _print_long_table(columns: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
+    """Print rows of markup as plain columns."""
+    bare = [[MARKUP.sub("", cell).replace("\\[", "[") for cell in row] for row in (columns, *rows)]
+    widths = [max(map(len, column)) for column in zip(*bare, strict=True)]
+    for row in bare:
+        print(" ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip())
 
 
 def plain(text: object) -> str:

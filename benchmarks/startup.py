@@ -17,7 +17,7 @@ ABOUT = """
 Wall time of a fresh process, median; neither torch nor pandas is loaded for these commands.
 """
 
-LATENT_DIMS = "8,16,32,64"
+LATENT_DIMS = "8,16,32,48"
 BETAS = ",".join(str(0.9 + 0.0005 * number) for number in range(25))
 
 

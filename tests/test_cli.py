@@ -211,3 +211,13 @@ def test_doctor_looks_at_everything(ablate, tmp_path):
     assert {"python", "torch", "compute", "stages", "embedded images", "run folder", "SLURM"} <= checks.keys()
     assert answer.code == (1 if any(check["state"] == "bad" for check in checks.values()) else 0)
     assert not (tmp_path / "new").exists()
+
+
+def test_a_very_long_table_is_printed_plainly_with_every_row(capsys):
+    from ablation.terminal import LONG_TABLE, coloured, plain, print_table
+
+    rows = [(f"job {n}", coloured("new", {"new": "green"}), plain("reads [a] and [/b]")) for n in range(LONG_TABLE + 1)]
+    print_table(("job", "action", "reason"), rows)
+    lines = capsys.readouterr().out.splitlines()
+    assert len(lines) == len(rows) + 1
+    assert lines[1].split() == ["job", "0", "new", "reads", "[a]", "and", "[/b]"]

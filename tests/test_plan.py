@@ -223,3 +223,11 @@ def test_paper_scale_plans_the_same_jobs(tree):
     scaled = tree.with_root(load_scale("paper", tree.root))
     plan = build_plan(scaled, ladder(scaled, "predict_original", [0], {"data.source": "scenes"}))
     assert len(plan.jobs) == 52
+
+
+def test_what_seeds_share_is_worked_out_once(tree):
+    cells, _ = grid(tree, ["patch_pca"], {"train.beta1": [0.9, 0.95]}, range(200), {"data.source": "scenes"})
+    plan = build_plan(tree, cells)
+    assert len(plan.jobs) == 3 + 400 * 3  # one reference, one tokenizer, one set of latents
+    assert sum(len(plan.cells_of(job)) for job in plan.jobs) == 400 * 6
+    assert len({id(cell.config) for cell in cells}) == 2  # resolved once for all seeds
