@@ -32,6 +32,7 @@ DONE, FAILED, SPEC, LOCK = "DONE.json", "FAILED.json", "spec.json", "lock.json"
 ATTEMPTS, LOG, PROGRESS, CURVE = "attempts.jsonl", "job.log", "progress.json", "curve.jsonl"
 SLURM = "slurm.json"
 TOKENIZER, STATISTICS, REFERENCE = "tokenizer.safetensors", "statistics.safetensors", "reference.safetensors"
+LATENTS = "latents.json"
 DENOISER, DENOISER_AVERAGE = "denoiser.safetensors", "denoiser-average.safetensors"
 PREDICTIONS, SAMPLES = "correct.npy", "samples.png"
 CHECKPOINT_PREFIX = "checkpoint-"
@@ -42,9 +43,10 @@ LEASE_SECONDS = 90.0
 """A lock whose holder has not touched it for this long is taken over; several heartbeats may be lost on a slow file system."""
 
 
-def latents_name(split: str, mirrored: bool, statistic: str) -> str:
-    """Name the raw-latents file of a split, mirror and statistic ("mean" or "std")."""
-    return f"latents-{split}-{'mirrored' if mirrored else 'plain'}-{statistic}.npy"
+def latents_name(split: str, mirrored: bool, statistic: str, shard: int | None = None) -> str:
+    """Name the raw-latents file of a split, mirror and statistic ("mean" or "std"), and of a shard where there are several."""
+    number = "" if shard is None else f"-{shard:05d}"
+    return f"latents-{split}-{'mirrored' if mirrored else 'plain'}-{statistic}{number}.npy"
 
 
 @contextlib.contextmanager

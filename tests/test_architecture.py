@@ -57,6 +57,7 @@ LAYERS = (
 
 LIGHT = (
     "errors config store keys stage discover cost checks design layouts plan study collect results_folder verify status terminal cli "
+    "data.folder_index data.storage commands.cache "
     "denoiser.sizes commands.report commands.verify data.fingerprint data.sources "
     "diffusion.feasible tokenizers.checks launch.base launch.inline launch.local launch.watch launch.worker "
     "scaffold execute api commands.check commands.new_stage"

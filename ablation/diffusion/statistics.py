@@ -54,3 +54,15 @@ class StatisticsAccumulator:
         mean = self._sum / self._count  # (d, N)
         covariance = self._products / self._count - mean[:, :, None] * mean[:, None, :]  # (d, N, N)
         return LatentStatistics(mean=mean.T.contiguous(), token_covariance=(covariance + covariance.mT) / 2)
+
+    def state(self) -> dict[str, Tensor]:
+        """Return everything added so far as tensors, from which `load` goes on bit for bit; empty before the first update."""
+        if self._sum is None or self._products is None:
+            return {}
+        return {"count": torch.tensor(self._count), "sum": self._sum, "products": self._products}
+
+    def load(self, state: dict[str, Tensor], device: torch.device | str) -> None:
+        """Take up what `state` returned."""
+        if state:
+            self._count = int(state["count"])
+            self._sum, self._products = state["sum"].to(device), state["products"].to(device)

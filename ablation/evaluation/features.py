@@ -9,6 +9,7 @@ from torch import Tensor
 from ablation.config import ProbeConfig
 from ablation.data.images import ImageSet
 from ablation.data.latents import LatentScaler, to_tensor
+from ablation.data.shards import ShardedArray
 from ablation.denoiser.dit import DiT
 from ablation.diffusion.process import Process, at
 from ablation.diffusion.space import PatchSpace
@@ -59,7 +60,7 @@ class FeatureExtractor:
 
 
 def extract(
-    extractor: FeatureExtractor, means: np.ndarray, images: ImageSet, *, mirrored: bool, seed: int, batch: int, device: torch.device
+    extractor: FeatureExtractor, means: ShardedArray, images: ImageSet, *, mirrored: bool, seed: int, batch: int, device: torch.device
 ) -> Tensor:
     """Return features of a whole split from its stored latents, (images, width) float32 on the CPU."""
     found = []

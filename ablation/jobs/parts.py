@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Literal
@@ -107,11 +106,3 @@ def load_setting(io: JobIO, encode_job: str, tokenizer_job: str) -> Setting:
 def batches_of(total: int, size: int) -> list[np.ndarray]:
     """Cut 0 ... total - 1 into consecutive index arrays of at most `size`."""
     return [np.arange(start, min(start + size, total)) for start in range(0, total, size)]
-
-
-def save_array(path: Path, shape: tuple[int, ...], dtype: type) -> np.memmap:
-    """Create an .npy file of a shape to be filled through a memory map; a disk without room for it raises OSError."""
-    array: np.memmap = np.lib.format.open_memmap(path, mode="w+", dtype=dtype, shape=shape)
-    with path.open("r+b") as file:  # else a full disk kills the process when it writes to a page of the map
-        os.posix_fallocate(file.fileno(), 0, path.stat().st_size)
-    return array

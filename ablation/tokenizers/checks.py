@@ -9,6 +9,8 @@ from ablation.config import TokenizerConfig
 from ablation.errors import ConfigError, nearest
 
 BUILT_IN = ("conv", "patch_vae", "patch_ae", "patch_pca", "pixels")
+WITHOUT_POSTERIOR = ("patch_ae", "patch_pca", "pixels")
+"""Kinds whose encoder has no standard deviation."""
 PERCEPTUAL_NETWORKS = ("lpips_vgg", "efficientnet_lite0", "st_lpips")
 
 

@@ -280,4 +280,4 @@ def test_a_full_disk_stops_a_job_in_one_line_and_with_more_room_the_rest_is_run(
     answer = study("--runs", full)
     assert (answer.code, answer.err) == (0, "")
     assert [starts(store, job) for job in (tokenizer, encode, probe)] == [1, 2, 1]
-    assert {path.name for path in store.job_folder(encode).glob(".*")} <= {".lock.json.guard"}
+    assert {path.name for path in store.job_folder(encode).glob(".*")} <= {".lock.json.guard", ".verified.json"}
