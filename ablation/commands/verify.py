@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import sys
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, NoReturn
 
 import typer
 
@@ -21,8 +21,13 @@ def verify(
     reports: Annotated[
         Path | None, typer.Option(metavar="DIR", help="The folder of reports. [default: RUNS/reports/STUDY, or FILE's folder]")
     ] = None,
+    files: Annotated[
+        bool, typer.Option("--files", help="Compare the stored latents and cached images with their checksums instead.")
+    ] = False,
 ) -> None:
     """Derive every printed number again, from the jobs' files to the reports; exit 1 naming each cell that differs."""
+    if files:
+        _verify_files(runs)
     from ablation.results_folder import RESULTS, read_source
     from ablation.store import Store
     from ablation.verify import check_reports, check_results_folder, check_study
@@ -49,7 +54,16 @@ def verify(
     end(differences, notes, checked)
 
 
-def end(differences: list[str], notes: list[str], checked: list[str]) -> None:
+def _verify_files(runs: Path) -> NoReturn:
+    """Read every file that has a checksum and name each that differs."""
+    from ablation.data.verify_files import check_files
+    from ablation.store import Store
+
+    found = list(check_files(Store(runs)))
+    end([wrong for _, wrong in found if wrong], [what for what, _ in found if "no checksums" in what], [f"{len(found)} files"])
+
+
+def end(differences: list[str], notes: list[str], checked: list[str]) -> NoReturn:
     """Print what differs, what was not compared and what was, and exit with 0 or 1."""
     for text in differences:
         print(text)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import shutil
 import subprocess
 import sys
@@ -152,6 +153,24 @@ def test_a_flipped_byte_is_found_and_named_and_only_that_file_is_made_again(stud
     after = {path.name: path.stat().st_mtime_ns for path in folder.glob("latents-*.npy")}
     assert {name for name in after if before.get(name) != after[name]} == {bad.name, bad.name.replace("std", "mean")}
     assert equal(arrays(folder), expected)
+
+
+def test_verify_files_names_what_was_flipped_behind_the_back_of_the_clock(study, ablate):
+    """The size and the time stay: only reading every byte again finds it."""
+    one = study("verified")
+    run(one, "encode")
+    answer = ablate("verify", "--files", "--runs", one.store.root)
+    assert (answer.code, answer.out) == (0, "")
+    bad = folder_of(one) / "latents-train-mirrored-mean.npy"
+    LatentStore(folder_of(one)).means("train", mirrored=True)
+    stat, content = bad.stat(), bytearray(bad.read_bytes())
+    content[-1] ^= 128
+    bad.write_bytes(content)
+    os.utime(bad, ns=(stat.st_atime_ns, stat.st_mtime_ns))
+    LatentStore(folder_of(one)).means("train", mirrored=True)
+    answer = ablate("verify", "--files", "--runs", one.store.root)
+    assert answer.code == 1
+    assert f"{bad} is damaged" in answer.out
 
 
 def test_files_are_hashed_once_and_again_when_they_change(study, monkeypatch):
