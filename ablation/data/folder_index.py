@@ -12,19 +12,20 @@ import json
 import mmap
 import os
 import shutil
-import tempfile
 import time
 from array import array
 from collections import deque
 from collections.abc import Iterator
-from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
-from typing import IO, Any
+from typing import IO, TYPE_CHECKING, Any
 
 from ablation.data.sources import FLAT_TEST_SHARE, IMAGE_SUFFIXES, SPLITS, TEST_FOLDERS, Split
 from ablation.errors import ArtifactError, DataError
 from ablation.store import atomic_path
+
+if TYPE_CHECKING:
+    from concurrent.futures import Future
 
 TRUSTED_FILES = 50_000
 """Up to this many images are scanned every time, sizes included; more are scanned again only where a folder has changed."""
@@ -104,6 +105,8 @@ def open_index(path: Path, cache: Path | None) -> FolderIndex:
             if (found := _read(stored)) is None:
                 raise ArtifactError(f"{stored} was changed while it was written", "Run the command again.")
             return found
+        import tempfile  # slow to load, too
+
         with tempfile.TemporaryFile() as file:
             writer.write(file)
             return _map(file)
@@ -152,6 +155,8 @@ class _Split:
 
 def _spool() -> IO[bytes]:
     """Return a temporary file that is in memory while it is small."""
+    import tempfile
+
     return tempfile.SpooledTemporaryFile(_SPOOL_BYTES)
 
 
@@ -242,6 +247,8 @@ _Scanned = tuple[list[tuple[str, int]], list[tuple[str, int]]]
 
 def _scanned(root: Path, folders: list[str]) -> Iterator[_Scanned]:
     """Scan folders in order, SCANNERS at a time, a few ahead of what is asked for."""
+    from concurrent.futures import ThreadPoolExecutor  # loads logging, which planning without a folder needs not
+
     with ThreadPoolExecutor(SCANNERS) as pool:
         waiting: deque[Future[_Scanned]] = deque()
         for folder in folders:
