@@ -76,11 +76,11 @@ class ShardedArray:
     def __len__(self) -> int:
         return self.shape[0]
 
-    def __getitem__(self, indices: np.ndarray) -> np.ndarray:
-        """Copy the rows of some indices (B,) -> (B, ...)."""
+    def __getitem__(self, indices: np.ndarray | slice) -> np.ndarray:
+        """Copy the rows of some indices (B,) or of a slice -> (B, ...)."""
         if len(self.arrays) == 1:
             return np.array(self.arrays[0][indices])
-        indices = np.asarray(indices)
+        indices = np.arange(*indices.indices(len(self))) if isinstance(indices, slice) else np.asarray(indices)
         if len(indices) and (indices.min() < 0 or indices.max() >= len(self)):
             raise IndexError(f"row outside 0..{len(self) - 1}")
         found = np.empty((len(indices), *self.shape[1:]), self.dtype)

@@ -215,3 +215,4 @@ def test_a_sharded_array_refuses_rows_outside():
         with pytest.raises(IndexError, match=r"0\.\.4"):
             array[np.array([0, bad])]
     assert array[np.array([], np.int64)].shape == (0, 2)
+    assert array[2:4].tolist() == [[0, 0], [1, 1]]
