@@ -8,7 +8,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-from ablation.config import Config, DataConfig
+from ablation.config import DataConfig
 from ablation.data.fingerprint import fingerprint, weights_fingerprint
 from ablation.design import Cell
 from ablation.diffusion.feasible import undefined_reason
