@@ -9,6 +9,8 @@ import html
 import logging
 import re
 from collections.abc import Callable
+from pathlib import Path
+from typing import Any
 
 import generated
 import links
@@ -22,6 +24,14 @@ log = logging.getLogger("mkdocs.hooks.ablation")
 INSERT = re.compile(r"^<!-- insert: (?P<what>\w+)(?: (?P<argument>\S+))? -->$", re.MULTILINE)
 INLINE = re.compile(r'<span class="arithmatex">\\\((?P<tex>.*?)\\\)</span>', re.DOTALL)
 BLOCK = re.compile(r'<div class="arithmatex">\\\[(?P<tex>.*?)\\\]</div>', re.DOTALL)
+
+
+def on_config(config: MkDocsConfig) -> None:
+    """Put pages that the navigation does not name at the end of its section Use, so that a new page is never hidden."""
+    nav: list[Any] = config.nav or []
+    named = set(re.findall(r"[\w/-]+\.md", str(nav)))
+    (use,) = (section["Use"] for section in nav if isinstance(section, dict) and "Use" in section)
+    use += sorted(path.name for path in Path(config.docs_dir).glob("*.md") if path.name not in named)
 
 
 def on_files(files: Files, config: MkDocsConfig) -> Files:
