@@ -16,13 +16,22 @@ from ablation.store import DONE, Store, write_text
 SCHEMA = 1
 ROLES = ("tokenizer", "encode", "train", "probe", "fid")
 SETTLED = ("failed", "diverged", "skipped")
+DESCRIBED = ("control", "overrides", "seed", "title", "path", "changes", "labels_used", "incomparable", "config", "jobs")
 
 
 def collect(store: Store, study: Mapping[str, Any]) -> list[dict[str, Any]]:
     """Return one record per cell of a study, finished or not; holes carry their reason."""
     records = [_record(store, study, cell) for cell in study["cells"]]
+    records += [_impossible(study, cell) for cell in study.get("impossible", [])]
     untrained = next((record for record in records if record["control"] == "random_init"), None)
     return [*records, _chance(untrained)] if untrained else records
+
+
+def _impossible(study: Mapping[str, Any], cell: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the record of what cannot exist at the study's scale: no results, and the reason."""
+    nothing: dict[str, Any] = {"metrics": {}, "undefined": {}, "holes": {}, "protocol": {}, "cost": {}, "code": {}, "versions": {}}
+    described = {name: cell[name] for name in (*DESCRIBED, "stage", "places", "reason")}
+    return {"schema": SCHEMA, "cell": cell["id"], **described, "scale": study["scale"], "state": "impossible", **nothing}
 
 
 def _chance(record: dict[str, Any]) -> dict[str, Any]:
@@ -76,10 +85,8 @@ def _record(store: Store, study: Mapping[str, Any], cell: Mapping[str, Any]) -> 
         "schema": SCHEMA,
         "cell": cell["id"],
         "stage": None if cell["control"] else cell["stage"],
-        **{
-            name: cell[name]
-            for name in ("control", "overrides", "seed", "title", "path", "changes", "labels_used", "incomparable", "config", "jobs")
-        },
+        **{name: cell[name] for name in DESCRIBED},
+        **({"places": cell["places"]} if "places" in cell else {}),
         # Studies written before there were designs say nothing of them.
         "designs": cell.get("designs", []),
         "left_out": cell.get("left_out", []),

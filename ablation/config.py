@@ -20,6 +20,9 @@ LossWeight = Literal["uniform", "gamma_squared", "snr", "inverse_variance"]
 Space = Literal["latent", "image"]
 LatentScale = Literal["none", "global", "whitened"]
 Precision = Literal["fp32", "bf16"]
+DenoiserSize = Literal[
+    "narrow_tiny", "tiny", "double_tiny", "narrow_small", "small", "double_small", "S", "B", "L", "XL", "double_B", "double_L"
+]
 
 
 class Section(BaseModel):
@@ -88,7 +91,7 @@ class ProcessConfig(Section):
 class DenoiserConfig(Section):
     """The DiT: its size, its split and its conditioning."""
 
-    size: Literal["tiny", "small", "S", "B", "L", "XL", "double_B", "double_L"] = Field("L", description="width, depth and heads by name")
+    size: DenoiserSize = Field("L", description="width, depth and heads by name")
     encoder_depth: int | None = Field(None, ge=1, description="blocks counted as encoder (None: half)")
     modulation_ratio: float = Field(0.25, gt=0, le=1, description="width of the conditioning MLP over the width of the network")
     init_path: str | None = Field(

@@ -22,7 +22,9 @@ SeedsOption = Annotated[str, typer.Option("--seeds", metavar="LIST", help="Seeds
 ThroughOption = Annotated[
     str | None, typer.Option("--through", metavar="STAGE", help="Run the path from the baseline to this stage. [default: predict_original]")
 ]
-TableOption = Annotated[int | None, typer.Option("--table", metavar="N", help="Run what Table 1, 2 or 3 needs, instead of a path.")]
+TableOption = Annotated[
+    str | None, typer.Option("--table", metavar="NAME", help="Run what Table 1, 2 or 3, or a ready study (docs/studies.md), needs.")
+]
 DesignOption = Annotated[
     list[str] | None,
     typer.Option(
@@ -51,7 +53,7 @@ ResourceOption = Annotated[
 def study_of(
     through: str | None,
     design: list[str] | None,
-    table: int | None,
+    table: str | None,
     only: list[str] | None,
     grid: list[str] | None,
     scale: str | None,

@@ -27,6 +27,7 @@ from pathlib import Path
 from typing import Any
 
 from ablation.errors import ArtifactError, ConfigError, nearest
+from ablation.merge import merged
 
 DONE, FAILED, SPEC, LOCK = "DONE.json", "FAILED.json", "spec.json", "lock.json"
 ATTEMPTS, LOG, PROGRESS, CURVE = "attempts.jsonl", "job.log", "progress.json", "curve.jsonl"
@@ -354,14 +355,9 @@ class Store:
         return content
 
     def write_study(self, study: Mapping[str, Any]) -> None:
-        """Write a study; cells that an earlier command of the same name asked for stay in it."""
+        """Write a study; cells that an earlier command of the same name asked for stay in it, and so do their places in tables."""
         path = self.root / "studies" / f"{study['name']}.json"
-        before = self.study(study["name"]) if path.exists() else {"cells": [], "sessions": []}
-        cells = {cell["id"]: cell for cell in before["cells"]}
-        cells.update({cell["id"]: cell for cell in study["cells"]})
-        order = {cell["id"]: place for place, cell in enumerate(study["cells"])}
-        ordered = sorted(cells.values(), key=lambda cell: order.get(cell["id"], len(order)))
-        write_json(path, {**study, "cells": ordered, "sessions": before.get("sessions", [])})
+        write_json(path, merged(self.study(study["name"]) if path.exists() else {}, study))
 
     def record_session(self, name: str, session: Mapping[str, Any]) -> None:
         """Append to a study that a command ran some of its jobs: when, where, how many, how long."""

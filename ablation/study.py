@@ -23,6 +23,7 @@ from ablation.errors import ConfigError, nearest
 from ablation.keys import EXCLUDED
 from ablation.layouts import design_cells
 from ablation.plan import Decision, Plan, build_plan, decide
+from ablation.ready_studies import Entry, cells_of, expand, places_of
 from ablation.stage import StageTree
 from ablation.store import Store
 
@@ -37,7 +38,7 @@ class Request:
     """What a user asks for; every field has the command line's default."""
 
     through: str | None = None
-    table: int | None = None
+    table: str | None = None
     only: tuple[str, ...] = ()
     grid: Mapping[str, Sequence[Any]] = field(default_factory=dict)
     designs: tuple[str, ...] = ()
@@ -62,6 +63,7 @@ class Study:
     plan: Plan
     store: Store
     notes: tuple[str, ...]
+    entries: tuple[Entry, ...] = ()  # what a ready study shows, and what of it cannot exist
 
     def document(self, command: str) -> dict[str, Any]:
         """Return what is stored of the study: every cell, resolved, and which job serves it in which role."""
@@ -75,10 +77,31 @@ class Study:
             "code": code_version(),
             "written": time.strftime("%Y-%m-%dT%H:%M:%S%z"),
             "cells": [self._cell(cell) for cell in self.plan.cells.values()],
+            "impossible": [self._impossible(entry) for entry in self.entries if entry.reason],
+        }
+
+    def _impossible(self, entry: Entry) -> dict[str, Any]:
+        """Describe what a ready study shows as not possible at this scale: a cell without jobs, under the first seed."""
+        config = apply(self.tree.resolve(entry.stage), self.request.settings)
+        cell = Cell(entry.stage, (), self.request.seeds[0], config)
+        place = asdict(entry.place)
+        name = f"{entry.stage}-{entry.place.table}-{entry.place.row}-{entry.place.column}"
+        described = self._describe(cell, {})
+        return {
+            **described,
+            "id": name,
+            "overrides": {**described["overrides"], **entry.overrides},
+            "places": [place],
+            "reason": entry.reason,
         }
 
     def _cell(self, cell: Cell) -> dict[str, Any]:
         """Describe one cell."""
+        described, places = self._describe(cell, self.plan.roles[cell.id]), places_of(self.entries, cell)
+        return {**described, "places": places} if places else described
+
+    def _describe(self, cell: Cell, jobs: Mapping[str, str]) -> dict[str, Any]:
+        """Describe one cell and the jobs that serve it."""
         stage = self.tree.stage(cell.stage)
         return {
             "id": cell.id,
@@ -95,7 +118,7 @@ class Study:
             "left_out": [asdict(hole) for hole in cell.left_out],
             "seed": cell.seed,
             "config": cell.config.model_dump(mode="json"),
-            "jobs": dict(self.plan.roles[cell.id]),
+            "jobs": dict(jobs),
         }
 
     def _title(self, cell: Cell) -> str:
@@ -220,10 +243,10 @@ def prepare(request: Request) -> Study:
     tree = discover(request.stages)
     tree = tree.with_root(load_scale(scale, tree.root))
     settings = {**data_settings(request.data), **request.settings}
-    cells, through = _cells(request, tree, settings, notes)
+    cells, through, entries = _cells(request, tree, settings, notes)
     if not cells:
         raise ConfigError("there is nothing to run", " ".join(f"{note[0].upper()}{note[1:]}." for note in notes))
-    if request.with_controls:
+    if request.with_controls and _shows_controls(request):
         cells = [*cells, *controls(cells, _furthest(tree, request, cells))]
     name = request.name or _name(request, through, scale)
     if not NAME_PATTERN.match(name):
@@ -231,34 +254,55 @@ def prepare(request: Request) -> Study:
     store = Store(request.runs)
     plan = build_plan(tree, cells, store.cache)
     request = replace(request, settings=settings)
-    return Study(request, tree, scale, name, plan, store, tuple(notes))
+    return Study(request, tree, scale, name, plan, store, tuple(notes), entries)
 
 
-def _cells(request: Request, tree: StageTree, settings: Mapping[str, Any], notes: list[str]) -> tuple[list[Cell], str]:
-    """Return the cells a request asks for, and the word for them in the study's name."""
-    if request.table == 2:
+def _shows_controls(request: Request) -> bool:
+    """Say whether the reference lines have a place in what is asked for; of the ready studies, some have none."""
+    if request.table in (None, "1", "2", "3"):
+        return True
+    from ablation.report.sweep_definitions import load_sweep  # the package's models take a while to build
+
+    return bool(load_sweep(str(request.table)).controls)
+
+
+def _cells(request: Request, tree: StageTree, settings: Mapping[str, Any], notes: list[str]) -> tuple[list[Cell], str, tuple[Entry, ...]]:
+    """Return the cells a request asks for, the word for them in the study's name, and a ready study's entries."""
+    if request.designs:
+        cells, through = _design_cells(request, tree, settings, notes)
+        return cells, through, ()
+    if request.table not in (None, "1", "2", "3"):
+        return _ready_cells(str(request.table), request, tree, settings, notes)
+    if request.table == "2":
         from ablation.report.definitions import load_definition  # the package loads pandas and matplotlib
 
         table = load_definition("2")
         axes = {str(table.setting): table.values}
         cells, infeasible = grid(tree, [row.stage for row in table.rows], axes, request.seeds, settings)
         notes += [f"left out: {name}: {reason}" for name, reason in infeasible]
-        return cells, "table2"
-    if request.designs:
-        return _design_cells(request, tree, settings, notes)
+        return cells, "table2", ()
     if request.only or request.grid:
         stages = list(request.only or [request.through or "predict_original"])
         if not request.grid:
-            return [make_cell(tree, stage, seed, {}, settings) for stage in stages for seed in request.seeds], "-".join(stages)
+            return [make_cell(tree, stage, seed, {}, settings) for stage in stages for seed in request.seeds], "-".join(stages), ()
         cells, infeasible = grid(tree, stages, request.grid, request.seeds, settings)
         notes += [f"left out: {name}: {reason}" for name, reason in infeasible]
-        return cells, "-".join([*stages, *(path.rpartition(".")[2] for path in request.grid)])
-    through = request.through or {None: "predict_original", 1: "linear_gamma_schedule", 3: "single_noise_level"}.get(request.table)
-    if through is None:
-        raise ConfigError(f"--table {request.table} does not exist", "Give 1, 2 or 3.")
+        return cells, "-".join([*stages, *(path.rpartition(".")[2] for path in request.grid)]), ()
+    through = request.through or {"1": "linear_gamma_schedule", "3": "single_noise_level"}.get(request.table or "", "predict_original")
     tree.stage(through)
     notes += silenced_changes(tree, through, settings)
-    return ladder(tree, through, request.seeds, settings), through
+    return ladder(tree, through, request.seeds, settings), through, ()
+
+
+def _ready_cells(
+    name: str, request: Request, tree: StageTree, settings: Mapping[str, Any], notes: list[str]
+) -> tuple[list[Cell], str, tuple[Entry, ...]]:
+    """Return a ready study's cells; what cannot exist at this scale is noted with its reason."""
+    from ablation.report.sweep_definitions import load_sweep
+
+    entries = tuple(expand(load_sweep(name), tree, settings))
+    notes += [f"left out: {entry.place.row}, {entry.place.title}: {entry.reason}" for entry in entries if entry.reason]
+    return cells_of(entries, tree, request.seeds, settings), name, entries
 
 
 def _furthest(tree: StageTree, request: Request, cells: Sequence[Cell]) -> str | None:

@@ -15,6 +15,7 @@ FILES = sorted(PACKAGE.rglob("*.py"))
 LAYERS = (
     "errors",
     "config",
+    "merge",
     "store",
     "keys",
     "stage",
@@ -35,6 +36,7 @@ LAYERS = (
     "report",
     "plan",
     "jobs",
+    "ready_studies",
     "study",
     "collect",
     "results_folder",
@@ -60,7 +62,8 @@ LIGHT = (
     "data.folder_index data.storage commands.cache "
     "denoiser.sizes commands.report commands.verify data.fingerprint data.sources "
     "diffusion.feasible tokenizers.checks launch.base launch.inline launch.local launch.watch launch.worker "
-    "scaffold execute api commands.check commands.new_stage"
+    "scaffold execute api commands.check commands.new_stage "
+    "merge ready_studies"
 ).split()
 HEAVY = {"torch", "torchvision", "timm", "diffusers", "numpy", "scipy", "PIL", "pandas", "matplotlib", "safetensors", "torch_fidelity"}
 LONGEST_FUNCTION, LONGEST_FILE = 75, 420

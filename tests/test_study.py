@@ -90,7 +90,7 @@ def test_the_default_scale_is_said(runs):
     assert any("no --scale given: using" in note for note in study.notes)
 
 
-@pytest.mark.parametrize(("table", "cells"), [(1, 5), (3, 14), (None, 13)])
+@pytest.mark.parametrize(("table", "cells"), [("1", 5), ("3", 14), (None, 13)])
 def test_tables_and_the_default_path(runs, table, cells):
     assert len(prepare(request(runs, table=table)).plan.cells) == cells
 
@@ -99,7 +99,7 @@ def test_tables_and_the_default_path(runs, table, cells):
     ("changes", "error", "said"),
     [
         ({"through": "patch_pcaa"}, ConfigError, "unknown stage 'patch_pcaa'.*patch_pca"),
-        ({"table": 4}, ConfigError, "--table 4 does not exist"),
+        ({"table": "4"}, ConfigError, r"--table 4 does not exist.*1, 2, 3,.*timestep"),
         ({"scale": "smok"}, ConfigError, "unknown scale 'smok'.*smoke"),
         ({"name": "../up"}, ConfigError, "cannot be named"),
         ({"data": "folder:/no/such"}, DataError, "'/no/such' does not exist"),
@@ -187,7 +187,7 @@ def test_a_design_alone_brings_what_it_is_compared_with(runs):
 
 
 def test_designs_do_not_go_with_tables_grids_or_single_stages(runs):
-    for other in ({"table": 1}, {"only": ("baseline",)}, {"grid": {"tokenizer.latent_dim": (8,)}}):
+    for other in ({"table": "1"}, {"table": "timestep"}, {"only": ("baseline",)}, {"grid": {"tokenizer.latent_dim": (8,)}}):
         with pytest.raises(ConfigError, match="--design goes with --through"):
             prepare(request(runs, designs=("ladder",), **other))
     with pytest.raises(ConfigError, match=r"unknown --design 'putback'.*put_back.*separated by commas"):

@@ -41,6 +41,8 @@ def test_a_wheel_lists_and_plans_every_stage(site: Path, tmp_path: Path) -> None
     assert '"broken": []' in listed
     planned = ablate(site, tmp_path, "plan", "--scale", "smoke", "--no-controls", "--json")
     assert planned.count('"id"') == 52
+    sweep = ablate(site, tmp_path, "plan", "--scale", "smoke", "--table", "timestep", "--json")
+    assert sweep.count('"kind": "train"') == 1
 
 
 def test_a_wheel_finds_its_table_definitions_and_pictures(site: Path, tmp_path: Path) -> None:

@@ -9,7 +9,7 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from ablation.report.results import Footer, Record
+from ablation.report.results import Footer, Record, study_settings
 
 if TYPE_CHECKING:
     from rich.console import RenderableType
@@ -22,7 +22,7 @@ __all__ = ["Footer", "Record", "all_tables", "report_files", "terminal_tables", 
 
 
 def all_tables(records: Iterable[Record], footer: Footer) -> tuple[Table, ...]:
-    """Build Tables 1 to 3; raises ConfigError on records of several scales or of an unknown schema."""
+    """Build Tables 1 to 3 and the ready studies' tables; raises ConfigError on records of several scales or of an unknown schema."""
     from ablation.report.definitions import load_definitions
     from ablation.report.published import load_published
     from ablation.report.results import check_records
@@ -33,19 +33,34 @@ def all_tables(records: Iterable[Record], footer: Footer) -> tuple[Table, ...]:
 def _tables(
     checked: tuple[Record, ...], definitions: tuple[TableDefinition, ...], published: Published, footer: Footer
 ) -> tuple[Table, ...]:
-    """Build the tables of checked records."""
+    """Build the tables of checked records: the paper's three, and every ready study that a record belongs to."""
+    from ablation.report.sweeps import sweep_table, sweeps_of
     from ablation.report.tables import grid_table, ladder_table
 
-    return tuple(
-        grid_table(checked, definitions, published, footer)
+    possible = tuple(record for record in checked if record["state"] != "impossible")
+    sweeps = sweeps_of(checked)
+    numbered = [
+        grid_table(possible, definitions, published, footer)
         if one.kind == "grid"
-        else ladder_table(checked, definitions, one.table, published, footer)
+        else ladder_table(possible, definitions, one.table, published, footer)
         for one in definitions
-    )
+        if not sweeps or _has_rows(possible, one)
+    ]
+    return (*numbered, *(sweep_table(sweep, published, footer) for sweep in sweeps))
+
+
+def _has_rows(records: tuple[Record, ...], definition: TableDefinition) -> bool:
+    """Say whether a study that was asked for another table fills more than one cell of this one."""
+    stages = {row.stage for row in definition.rows}
+    setting = {definition.setting} if definition.setting else set()
+    shared = set(study_settings(records))
+    found = {(record["stage"], str(record["overrides"])) for record in records
+             if record["stage"] in stages and set(record["overrides"]) <= setting | shared}  # fmt: skip
+    return len(found) > 1
 
 
 def terminal_tables(records: Iterable[Record], footer: Footer) -> list[RenderableType]:
-    """Return the three tables for `rich` to print, then once what they all say below them."""
+    """Return the tables for `rich` to print, then once what they all say below them."""
     from rich.text import Text
 
     from ablation.report.formats import to_terminal
@@ -61,13 +76,14 @@ def terminal_tables(records: Iterable[Record], footer: Footer) -> list[Renderabl
 def report_files(records: Iterable[Record], footer: Footer) -> dict[str, bytes]:
     """Make every file of the report in memory, by name; equal records and footer give equal bytes."""
     # Imported here, so that `ablate --help` does not wait for matplotlib.
-    from ablation.report.curves import curves_csv, curves_figure
+    from ablation.report.curves import curves_csv, curves_figure, sweep_csv, sweep_figure
     from ablation.report.definitions import load_definitions
     from ablation.report.figures import render, versions
     from ablation.report.formats import to_csv, to_html, to_latex, to_markdown
     from ablation.report.page import Picture, page
     from ablation.report.published import load_published
     from ablation.report.results import check_records, control_rows, whole_trajectory
+    from ablation.report.sweeps import sweeps_of
     from ablation.report.trajectory import trajectory_csv, trajectory_figure, trajectory_steps, trajectory_words
 
     checked, definitions, published = check_records(records), load_definitions(), load_published()
@@ -75,19 +91,22 @@ def report_files(records: Iterable[Record], footer: Footer) -> dict[str, bytes]:
     files: dict[str, bytes] = {}
     for table in tables:
         for kind, write in (("md", to_markdown), ("csv", to_csv), ("tex", to_latex), ("html", to_html)):
-            files[f"table{table.number}.{kind}"] = write(table).encode()
+            files[f"{table.file_name}.{kind}"] = write(table).encode()
 
     def picture(name: str, drawn: dict[str, bytes], data: str) -> bytes:
         files.update({f"{name}.{kind}": content for kind, content in drawn.items()})
         files[f"{name}.csv"] = data.encode()
         return drawn["png"]
 
-    steps = trajectory_steps(checked, definitions, published)
-    data = trajectory_csv(steps, control_rows(checked, definitions[0]))
-    drawn = render(trajectory_figure(checked, definitions, published))
-    shown = [Picture("trajectory", *trajectory_words(steps), picture("trajectory", drawn, data), data)]
-    grid = next(table for table, one in zip(tables, definitions, strict=True) if one.kind == "grid")
-    if (figure := curves_figure(grid, checked, published)) is not None:
+    sweeps, possible = sweeps_of(checked), tuple(record for record in checked if record["state"] != "impossible")
+    steps = trajectory_steps(possible, definitions, published)
+    shown: list[Picture] = []
+    if not sweeps or any(table.number in ("1", "3") for table in tables):
+        data = trajectory_csv(steps, control_rows(possible, definitions[0]))
+        drawn = render(trajectory_figure(possible, definitions, published))
+        shown = [Picture("trajectory", *trajectory_words(steps), picture("trajectory", drawn, data), data)]
+    grid = next((table for table in tables if table.number == "2"), None)
+    if grid is not None and (figure := curves_figure(grid, possible, published)) is not None:
         words = (
             "Latent dimension",
             "Linear-probe accuracy against latent dimension, one curve per tokenizer, this study left and the paper right; "
@@ -97,7 +116,16 @@ def report_files(records: Iterable[Record], footer: Footer) -> dict[str, bytes]:
         data = curves_csv(grid)
         shown.append(Picture("latent_dim", *words, picture("latent_dim", render(figure), data), data))
     files["versions.json"] = versions().encode()
-    whole = whole_trajectory(checked, definitions)
+    for sweep in sweeps:
+        if (figure := sweep_figure(sweep, published)) is not None:
+            name, data = f"{sweep.definition.table}_curve", sweep_csv(sweep, published)
+            words = (
+                sweep.definition.title,
+                f"Curves of the study {sweep.definition.table}: {sweep.definition.about}. The same numbers stand in its table.",
+                "Bars are one standard deviation over seeds.",
+            )
+            shown.append(Picture(name, *words, picture(name, render(figure), data), data))
+    whole = whole_trajectory(possible, definitions)
     files["index.html"] = page(checked, tables, whole, shown, published, footer).encode()
     return files
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Literal
+from typing import Literal, TypeVar
 
 import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
@@ -17,6 +17,9 @@ class Definition(BaseModel):
     """Base of the definitions: frozen and closed to unknown names."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
+
+
+D = TypeVar("D", bound=Definition)
 
 
 class RowDefinition(Definition):
@@ -89,17 +92,24 @@ def definitions_folder() -> Path:
 
 def load_definition(table: str, folder: Path | None = None) -> TableDefinition:
     """Read and check one table's definition; a broken file raises ConfigError naming the first bad field."""
-    path = (folder or definitions_folder()) / f"table{table}.yaml"
     try:
-        return TableDefinition.model_validate(yaml.safe_load(path.read_text(encoding="utf-8")))
+        return read_definition((folder or definitions_folder()) / f"table{table}.yaml", TableDefinition)
     except OSError as error:
         raise ConfigError(f"table {table} has no readable definition: {error.strerror}", f"The tables are {', '.join(TABLES)}.") from None
+
+
+def read_definition(path: Path, kind: type[D]) -> D:
+    """Read and check one definition file; a broken one raises ConfigError naming the first bad field, an unreadable one OSError."""
+    try:
+        return kind.model_validate(yaml.safe_load(path.read_text(encoding="utf-8")))
     except yaml.YAMLError as error:
         raise ConfigError(f"{path.name} is not YAML: {error}", "Mend the line it names.") from None
     except ValidationError as error:
         first = error.errors()[0]
         where = ".".join(str(part) for part in first["loc"]) or "the file as a whole"
-        raise ConfigError(f"{path.name}: {where}: {first['msg']}", "Mend that field; definitions.py declares them all.") from None
+        raise ConfigError(
+            f"{path.name}: {where}: {first['msg']}", "Mend that field; definitions.py and sweep_definitions.py declare them all."
+        ) from None
 
 
 def load_definitions(folder: Path | None = None) -> tuple[TableDefinition, ...]:

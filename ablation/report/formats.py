@@ -50,7 +50,7 @@ def to_markdown(table: Table) -> str:
         marks = f"<sup>{','.join(one.marks)}</sup>" if one.marks else ""
         return markdown_text(one.text) + marks
 
-    lines = [f"**Table {table.number}. {markdown_text(table.title)}.** {markdown_text(table.caption)}", ""]
+    lines = [f"**{markdown_text(table.label)}. {markdown_text(table.title)}.** {markdown_text(table.caption)}", ""]
     lines.append("| " + " | ".join(markdown_text(column.title) for column in table.columns) + " |")
     lines.append("|" + "|".join("--:" if column.numeric else ":--" for column in table.columns) + "|")
     lines += ["| " + " | ".join(cell(one) for one in row.cells) + " |" for row in table.rows]
@@ -74,7 +74,7 @@ def to_csv(table: Table) -> str:
         behind = ["" if (value := row.cells[place].number(name)) is None else f"{value:.6g}" for place, _, name in numbers]
         marks = dict.fromkeys(mark for one in row.cells for mark in one.marks)
         said = " ".join(f"{mark}: {texts[mark]}" for mark in marks)
-        about = f"Table {table.number}. {table.title}. {table.caption}"
+        about = f"{table.label}. {table.title}. {table.caption}"
         writer.writerow([row.stage or "", row.kind, *seen, *behind, said, about, " ".join([*general, *table.footer])])
     return out.getvalue()
 
@@ -130,11 +130,11 @@ def to_html(table: Table) -> str:
         kind = f' data-state="{state}"' if state else ""
         return f'<td role="cell" class="{"number" if numeric else "words"}" data-title="{html.escape(title)}"{kind}>{inside}</td>'
 
-    name = f"table{table.number}"
+    name = table.file_name
     lines = [
         f'<div class="report-table" id="{name}">',
-        f'<div class="scroll" tabindex="0" role="region" aria-label="Table {table.number}"><table role="table">',
-        f"<caption><strong>Table {table.number}. {html.escape(table.title)}.</strong> {html.escape(table.caption)}</caption>",
+        f'<div class="scroll" tabindex="0" role="region" aria-label="{table.label}"><table role="table">',
+        f"<caption><strong>{table.label}. {html.escape(table.title)}.</strong> {html.escape(table.caption)}</caption>",
         '<thead role="rowgroup"><tr role="row">'
         + "".join(
             f'<th scope="col" role="columnheader" class="{"number" if c.numeric else "words"}">{html.escape(c.title)}</th>'
@@ -158,7 +158,7 @@ def to_html(table: Table) -> str:
 
 def to_terminal(table: Table, elsewhere: frozenset[str] = frozenset()) -> RenderableType:
     """Build a rich table with its title above and its notes below, but for those that are said elsewhere and the run keys."""
-    drawn = RichTable(title=Text(f"Table {table.number}. {table.title}", style="bold"), title_justify="left", pad_edge=False)
+    drawn = RichTable(title=Text(f"{table.label}. {table.title}", style="bold"), title_justify="left", pad_edge=False)
     for column in table.columns:
         drawn.add_column(Text(column.title), justify="right" if column.numeric else "left", overflow="fold")
     for row, rule in _with_rules(table):

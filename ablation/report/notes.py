@@ -113,9 +113,9 @@ def comparability(row: Row, found: Measure, entry: Entry | None, published: Publ
     return f"same scale: paper {'inside' if inside else 'outside'} our 95 % interval", "same scale"
 
 
-def paper_sentence(records: Sequence[Record], published: Published) -> str:
-    """State the paper's own conditions and in what ours differ."""
-    context = published.contexts["main"]
+def paper_sentence(records: Sequence[Record], published: Published, name: str = "main") -> str:
+    """State the paper's own conditions, by the name of their context, and in what ours differ."""
+    context = published.contexts[name]
     said = f"Paper's numbers: {published.source}; {context.summary}."
     done = [record for record in records if record["state"] == "done" and record["stage"] is not None]
     shared = study_settings(records)

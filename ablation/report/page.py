@@ -133,7 +133,7 @@ def page(
         done=sum(record["state"] == "done" for record in records),
         total=len(records),
         source=str(published.source),
-        tables=[{"number": table.number, "title": table.title, "html": Markup(to_html(table))} for table in tables],
+        tables=[{"place": table.file_name, "label": table.label, "title": table.title, "html": Markup(to_html(table))} for table in tables],
         pictures=shown,
         steps=[_step(row) for row in rows],
         records=[_record_line(record) for record in sorted(records, key=_place)],

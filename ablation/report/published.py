@@ -11,6 +11,12 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_valida
 
 from ablation.errors import ConfigError
 
+PaperTable = Literal[
+    "1", "2", "3", "4", "figure_5", "figure_6", "augmentation", "training_length", "model_size", "timestep", "encoder_depth", "finetune",
+    "target_by_tokenizer", "sigma", "residual_weight", "fid",
+]  # fmt: skip
+"""The paper's numbered tables and figures, its unnumbered tables by what they vary, and its numbers at places of our own tables."""
+
 PUBLISHED = Path(__file__).parent / "published.yaml"
 
 
@@ -50,10 +56,10 @@ class Contradiction(Cited):
 class Entry(Cited):
     """One number of the paper; value None is a blank of the printed table."""
 
-    table: Literal["1", "2", "3", "figure_5", "figure_6"]
+    table: PaperTable
     row: str
     column: str
-    metric: Literal["linear_probe_top1", "fid"]
+    metric: Literal["linear_probe_top1", "fid", "finetune_top1"]
     value: float | None
     decimals: int = Field(ge=0, le=3)
     status: Literal["printed", "derived"]

@@ -10,11 +10,11 @@ from dataclasses import dataclass, replace
 from typing import Any, TypedDict
 
 from ablation.errors import ConfigError, nearest
-from ablation.report.definitions import RowDefinition, TableDefinition, ladder_rows
+from ablation.report.definitions import ControlDefinition, RowDefinition, TableDefinition, ladder_rows
 
 Record = Mapping[str, Any]
 
-STATES = ("done", "failed", "diverged", "skipped", "missing", "stale")
+STATES = ("done", "failed", "diverged", "skipped", "missing", "stale", "impossible")
 CONTROLS = ("random_init", "pca_features", "chance")
 # Settings that say where the images come from; the protocol's own fields then say what they are.
 DATA_SETTINGS = ("data.source", "data.path")
@@ -167,9 +167,14 @@ def is_composite(record: Record) -> bool:
 
 def control_rows(records: Sequence[Record], definition: TableDefinition) -> tuple[Row, ...]:
     """Build the reference lines of a table."""
+    return control_lines(records, definition.controls)
+
+
+def control_lines(records: Sequence[Record], controls: Sequence[ControlDefinition]) -> tuple[Row, ...]:
+    """Build one reference line per control, measured under the study's own settings."""
     shared = study_settings(records)
     rows = []
-    for control in definition.controls:
+    for control in controls:
         plain = (record for record in records if record["control"] == control.control and not own_settings(record, shared))
         picked, complaint = pick_seeds(plain)
         rows.append(Row(control.title, None, control.control, None, picked, False, False, complaint))

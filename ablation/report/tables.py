@@ -48,6 +48,16 @@ class Table:
     notes: tuple[tuple[str, str], ...]  # mark ("" for a general note), text
     footer: tuple[str, ...]
 
+    @property
+    def label(self) -> str:
+        """What the table is called: by its number in the paper, or as the study of a name."""
+        return f"Table {self.number}" if self.number.isdecimal() else f"Study {self.number}"
+
+    @property
+    def file_name(self) -> str:
+        """The name of its files and of its place on the page, without an ending."""
+        return f"table{self.number}" if self.number.isdecimal() else self.number
+
     def row(self, stage: str, kind: str = "step") -> TableRow:
         """Return the row of a stage (or of a control, by its title)."""
         return next(row for row in self.rows if row.kind == kind and row.stage == stage)
