@@ -14,6 +14,7 @@ import typer
 from ablation.commands.check import check
 from ablation.commands.new_stage import new_stage
 from ablation.commands.report import write_report, write_study_report
+from ablation.commands.slurm import cancel, retry
 from ablation.commands.verify import verify
 from ablation.errors import EXIT_INTERRUPTED, EXIT_JOB_FAILED, EXIT_OK, EXIT_USAGE, AblationError
 from ablation.options import (
@@ -22,9 +23,12 @@ from ablation.options import (
     DesignOption,
     GridOption,
     JsonOption,
+    LauncherOption,
     NameOption,
     OnlyOption,
+    ParallelOption,
     PartitionOption,
+    ProcessesOption,
     ResourceOption,
     ResourcesOption,
     RunsOption,
@@ -136,12 +140,9 @@ def run(
     runs: RunsOption = Path("runs"),
     name: NameOption = None,
     controls: ControlsOption = True,
-    launcher: Annotated[
-        str, typer.Option(help="inline (this process, one job after the other), local (worker processes) or slurm (submit and return).")
-    ] = "local",
-    parallel: Annotated[
-        int | None, typer.Option(min=1, help="local: worker processes. [default: one per GPU, else 2 to 4 by cores]")
-    ] = None,
+    launcher: LauncherOption = "local",
+    parallel: ParallelOption = None,
+    processes: ProcessesOption = 1,
     threads: Annotated[int | None, typer.Option(min=1, help="CPU threads of each process. [default: all cores, shared]")] = None,
     checkpoint_seconds: Annotated[float | None, typer.Option(min=0, help="Time between checkpoints of a training. [default: 60]")] = None,
     report: Annotated[bool, typer.Option("--report/--no-report", help="Write the reports at the end.")] = True,
@@ -160,7 +161,7 @@ def run(
         raise typer.Exit(follow(study.store, document, show_cells(study.name, study.store.root)) if wait else EXIT_OK)
     from ablation.execute import execute
 
-    code = execute(study, launcher, parallel, threads, checkpoint_seconds, command_line(), console())
+    code = execute(study, launcher, parallel, threads, checkpoint_seconds, command_line(), console(), processes)
     if report and code != EXIT_INTERRUPTED:
         write_study_report(study.store, study.name, None)
     raise typer.Exit(code)
@@ -185,38 +186,6 @@ def status(
     print_status(document["name"], store.root, cells, as_json)
     if problem:
         print(f"SLURM cannot be asked: {problem}. Shown is what our own files say.", file=sys.stderr)
-
-
-@app.command()
-def cancel(
-    stage: Annotated[str | None, typer.Argument(help="Only the jobs that no other stage needs. [default: the whole study]")] = None,
-    runs: RunsOption = Path("runs"),
-    study: StudyOption = None,
-    yes: Annotated[bool, typer.Option("--yes", help="Do not ask.")] = False,
-) -> None:
-    """Cancel the SLURM jobs of a stage, or of a whole study; what is finished stays."""
-    from ablation.launch.slurm_commands import cancel as cancel_jobs
-    from ablation.store import Store
-
-    store = Store(runs)
-    document = store.study(study)
-    if not yes:
-        typer.confirm(f"Cancel {f'stage {stage} of ' if stage else ''}study {document['name']} in {store.root}?", abort=True)
-    say(f"{len(cancel_jobs(store, document, stage))} jobs cancelled; `ablate retry` submits them again")
-
-
-@app.command()
-def retry(
-    stage: Annotated[str | None, typer.Argument(help="Only this stage and what it needs. [default: the whole study]")] = None,
-    runs: RunsOption = Path("runs"),
-    study: StudyOption = None,
-) -> None:
-    """Submit to SLURM again what failed, was skipped, cancelled or lost; trainings go on from their checkpoints."""
-    from ablation.launch.slurm_commands import retry as submit_again
-    from ablation.store import Store
-
-    store = Store(runs)
-    submit_again(store, store.study(study), stage, say)
 
 
 @app.command()
@@ -293,6 +262,8 @@ app.command("check")(check)
 app.command("new-stage")(new_stage)
 app.command("report")(write_report)
 app.command("verify")(verify)
+app.command("cancel")(cancel)
+app.command("retry")(retry)
 
 
 def main() -> NoReturn:

@@ -45,6 +45,12 @@ class DivergedError(AblationError):
     exit_code = EXIT_JOB_FAILED
 
 
+class LostProcessError(AblationError):
+    """Another process of the same training ended or cannot be reached; which, and why, is for that process to say."""
+
+    exit_code = EXIT_JOB_FAILED
+
+
 class Interrupted(Exception):
     """A stop was asked for (Ctrl-C, SIGTERM, USR2); everything needed to resume is on disk."""
 

@@ -21,9 +21,19 @@ BUILT_IN = ("inline", "local", "slurm")
 
 
 def execute(
-    study: Study, launcher: str, parallel: int | None, threads: int | None, checkpoint_seconds: float | None, command: str, out: Console
+    study: Study,
+    launcher: str,
+    parallel: int | None,
+    threads: int | None,
+    checkpoint_seconds: float | None,
+    command: str,
+    out: Console,
+    processes: int = 1,
 ) -> int:
-    """Bring a study's jobs to their end, tell `out` about it, and return the exit code; command is what asked for it."""
+    """Bring a study's jobs to their end, tell `out` about it, and return the exit code.
+
+    command: what asked for it. processes: how many share one training, in the local launcher.
+    """
     if launcher not in ("inline", "local"):
         raise ConfigError(f"unknown launcher '{launcher}'", nearest(launcher, BUILT_IN))
     decisions = write_plan(study, command)
@@ -37,7 +47,7 @@ def execute(
     chosen: Launcher = InlineLauncher(threads, interval)
     if launcher == "local":
         gpus = visible_gpus()
-        chosen = LocalLauncher(parallel or len(gpus) or default_workers(), threads, gpus, interval)
+        chosen = LocalLauncher(parallel or len(gpus) or max(1, default_workers() // processes), threads, gpus, interval, processes)
     began = time.monotonic()
     with RunWatcher(study.plan, out, reused) as watcher:
         outcome = chosen.run(study.plan, study.store, watcher, stop)

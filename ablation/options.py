@@ -48,6 +48,13 @@ ResourcesOption = Annotated[
 ResourceOption = Annotated[
     list[str] | None, typer.Option("--resource", metavar="FIELD=VALUE", help="slurm: one such field, or KIND.FIELD; repeatable.")
 ]
+LauncherOption = Annotated[
+    str, typer.Option(help="inline (this process, one job after the other), local (worker processes) or slurm (submit and return).")
+]
+ParallelOption = Annotated[int | None, typer.Option(min=1, help="local: jobs at once. [default: one per GPU, else 2 to 4 by cores]")]
+ProcessesOption = Annotated[
+    int, typer.Option(min=1, help="local: processes that share one training, each on a GPU of its own where there are GPUs.")
+]
 
 
 def study_of(

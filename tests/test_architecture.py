@@ -62,6 +62,7 @@ LIGHT = (
     "data.folder_index data.storage commands.cache "
     "denoiser.sizes commands.report commands.verify data.fingerprint data.sources "
     "diffusion.feasible tokenizers.checks launch.base launch.inline launch.local launch.watch launch.worker "
+    "launch.together commands.slurm "
     "scaffold execute api commands.check commands.new_stage "
     "merge ready_studies"
 ).split()

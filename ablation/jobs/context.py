@@ -11,6 +11,7 @@ import torch
 
 from ablation.config import Config
 from ablation.store import Store
+from ablation.train.distributed import ALONE, Processes
 from ablation.train.loop import Monitor
 
 
@@ -30,6 +31,7 @@ class JobIO:
     log: Callable[[str], None]
     should_stop: Callable[[], bool]
     checkpoint_seconds: float
+    processes: Processes = ALONE  # those that share the job's training; only the lead writes
 
     @property
     def folder(self) -> Path:

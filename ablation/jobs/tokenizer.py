@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
 import torch
@@ -27,13 +28,16 @@ TOKENIZER_WARMUP = 0.05
 def run(io: JobIO) -> dict[str, Any]:
     """Fit the tokenizer on the training images; write its weights; return PSNR on test images, in dB."""
     config = io.config
-    images = images_of(io, "train")
+    images = io.processes.lead_first("images", lambda: images_of(io, "train"))
     tokenizer = fresh_tokenizer(io)
     scalars: dict[str, float] = {}
     if tokenizer.fit_kind == "closed_form":
-        _fit_closed_form(io, tokenizer, images)
+        io.processes.lead_first("fit", lambda: _fit_closed_form(io, tokenizer, images) if io.processes.lead else None)
     elif tokenizer.fit_kind == "gradient" and config.tokenizer.steps:
         scalars = make_trainer(io, tokenizer, images).fit()
+    io.processes.part()
+    if not io.processes.lead:
+        return {}
     tokenizer.eval()
     save_tensors(io.folder / TOKENIZER, tokenizer.state_dict())
     return {"metrics": {"tokenizer_psnr": _psnr(io, tokenizer), **{f"tokenizer_{name}": value for name, value in scalars.items()}}}
@@ -63,7 +67,9 @@ def _fit_closed_form(io: JobIO, tokenizer: Tokenizer, images: ImageSet) -> None:
 def make_trainer(io: JobIO, tokenizer: Tokenizer, images: ImageSet) -> Trainer:
     """Build the trainer of a gradient-fitted tokenizer with its losses, at the step its last checkpoint reached."""
     cfg = io.config.tokenizer
-    objective = training_objective(tokenizer, cfg, stream_seed(io.seed, "discriminator"), io.parts)
+    # The adversarial balance is of one micro-batch, as a process on its own would cut it: those that share one average over it.
+    balance = io.processes.mean_over(max(1, io.processes.size // math.ceil(cfg.global_batch / MICRO_BATCH)))
+    objective = training_objective(tokenizer, cfg, stream_seed(io.seed, "discriminator"), io.parts, balance)
     lr = cfg.base_lr * cfg.global_batch * (cfg.linear_lr_ratio if cfg.kind in ("patch_vae", "patch_ae") else 1.0)
     recipe = Recipe(
         steps=cfg.steps,
@@ -80,7 +86,7 @@ def make_trainer(io: JobIO, tokenizer: Tokenizer, images: ImageSet) -> Trainer:
         checkpoint_seconds=io.checkpoint_seconds,
     )
     batches = ImageBatches(images, horizontal_flip=io.config.data.horizontal_flip, device=io.device)
-    return Trainer(objective, batches, recipe, io.folder, io.monitor, io.device)
+    return Trainer(objective, batches, recipe, io.folder, io.monitor, io.device, io.processes)
 
 
 @torch.no_grad()

@@ -48,7 +48,7 @@ def make_trainer(io: JobIO) -> Trainer:
     """Build the cell's network, objective and batches, and a trainer at the step its last checkpoint reached."""
     config = io.config
     setting = load_setting(io, io.inputs["encode"], io.ancestor("encode", "tokenizer"))
-    images = images_of(io, "train")
+    images = io.processes.lead_first("images", lambda: images_of(io, "train"))
     denoiser = setting.fresh_denoiser(images.num_classes, io.seed).to(io.device)
     num_classes = images.num_classes if config.denoiser.class_conditional else 0
     objective = DenoisingObjective(
@@ -64,13 +64,16 @@ def make_trainer(io: JobIO) -> Trainer:
         tokenizer=setting.tokenizer if config.data.augmentation == "random_resized_crop" else None,
         device=io.device,
     )
-    return Trainer(objective, batches, make_recipe(io, len(images)), io.folder, io.monitor, io.device)
+    return Trainer(objective, batches, make_recipe(io, len(images)), io.folder, io.monitor, io.device, io.processes)
 
 
 def run(io: JobIO) -> dict[str, Any]:
     """Train; write the last weights and their moving average; return the mean loss over the last tenth of training."""
     trainer = make_trainer(io)
     trainer.fit()
+    io.processes.part()
+    if not io.processes.lead:
+        return {}
     denoiser = trainer.modules["denoiser"]
     assert isinstance(denoiser, DiT)
     save_denoiser(denoiser, io.folder / DENOISER)

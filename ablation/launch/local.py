@@ -15,8 +15,9 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
-from ablation.errors import ArtifactError
+from ablation.errors import ArtifactError, ConfigError
 from ablation.launch.base import Outcome, Watcher, blocked_by, skip
+from ablation.launch.together import check_shares
 from ablation.launch.worker import CHECKPOINT_SECONDS
 from ablation.plan import Plan
 from ablation.store import LOG, PROGRESS, Store, read_json
@@ -33,7 +34,7 @@ def default_workers() -> int:
 
 @dataclass
 class _Worker:
-    """One worker process, the GPU it was given, and the job it is on."""
+    """One worker process, the GPUs it was given, and the job it is on."""
 
     gpu: str | None
     process: subprocess.Popen[str] | None = None
@@ -42,19 +43,32 @@ class _Worker:
 
 
 class LocalLauncher:
-    """Runs up to `parallel` jobs at once; with GPUs, one job on each."""
+    """Runs up to `parallel` jobs at once; with GPUs, one job on each, or on as many as there are processes to a training."""
 
     def __init__(
-        self, parallel: int, threads: int | None = None, gpus: tuple[str, ...] = (), checkpoint_seconds: float = CHECKPOINT_SECONDS
+        self,
+        parallel: int,
+        threads: int | None = None,
+        gpus: tuple[str, ...] = (),
+        checkpoint_seconds: float = CHECKPOINT_SECONDS,
+        processes: int = 1,
     ) -> None:
-        """parallel: worker processes; threads: CPU threads of each (None: the cores shared evenly); gpus: one worker each."""
-        count = min(parallel, len(gpus)) if gpus else parallel
-        self.threads = threads or max(1, len(os.sched_getaffinity(0)) // max(1, count))
-        self.checkpoint_seconds = checkpoint_seconds
-        self.workers = [_Worker(gpus[number] if gpus else None) for number in range(max(1, count))]
+        """parallel: jobs at once; threads: CPU threads of each process (None: the cores shared evenly); gpus: one process each.
+
+        processes: how many share a training; raises ConfigError where there are GPUs, but fewer than that.
+        """
+        if gpus and len(gpus) < processes:
+            raise ConfigError(f"--processes {processes} needs as many GPUs; visible: {len(gpus)}", "Use fewer, or hide the GPUs.")
+        sets = [gpus[first : first + processes] for first in range(0, len(gpus) - processes + 1, processes)]
+        count = max(1, min(parallel, len(sets)) if gpus else parallel)
+        self.threads = threads or max(1, len(os.sched_getaffinity(0)) // (count * processes))
+        self.checkpoint_seconds, self.processes = checkpoint_seconds, processes
+        self.workers = [_Worker(",".join(sets[number]) if gpus else None) for number in range(count)]
 
     def run(self, plan: Plan, store: Store, watcher: Watcher, should_stop: Callable[[], bool]) -> Outcome:
         """Run what is not finished yet; every job starts only when all its parents are done."""
+        for job_id, spec in plan.jobs.items():
+            check_shares(spec.kind, store.spec(job_id), self.processes)
         outcome = Outcome()
         waiting = list(plan.jobs)
         with selectors.DefaultSelector() as selector:
@@ -106,6 +120,7 @@ class LocalLauncher:
                 environment["CUDA_VISIBLE_DEVICES"] = worker.gpu
             command = [sys.executable, "-m", "ablation.launch.worker", "--serve", "--runs", str(store.root)]
             command += ["--threads", str(self.threads), "--checkpoint-seconds", str(self.checkpoint_seconds)]
+            command += ["--processes", str(self.processes)]
             with (store.job_folder(job_id) / LOG).open("a", encoding="utf-8") as log:  # for what goes wrong before the job's own log
                 worker.process = subprocess.Popen(
                     command,

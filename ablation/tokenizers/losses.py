@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any, Protocol
 
 import torch
@@ -43,7 +43,10 @@ class TokenizerObjective:
         cfg: TokenizerConfig,
         perceptual: PerceptualDistance | None,
         discriminator: PatchDiscriminator | None,
+        balance: Callable[[Tensor], Tensor] = lambda gradient: gradient,
     ) -> None:
+        """balance: averages a gradient over the processes whose images are weighed against one another."""
+        self.balance = balance
         self.tokenizer = tokenizer
         self.cfg = cfg
         self.perceptual = perceptual
@@ -115,7 +118,7 @@ class TokenizerObjective:
         with torch.autocast(images.device.type, enabled=False):  # a backward pass keeps the precision of its forward pass
             gradients = [torch.autograd.grad(term, images)[0] for term in (fidelity, adversarial)]  # each (B, 3, H, W)
             layer = self.tokenizer.last_layer()
-            at_layer = [torch.autograd.grad(self._reconstructions, layer, g, retain_graph=True)[0] for g in gradients]
+            at_layer = [self.balance(torch.autograd.grad(self._reconstructions, layer, g, retain_graph=True)[0]) for g in gradients]
         weight = self.cfg.adversarial_weight * adaptive_weight(*at_layer)
         logged |= {"adversarial": adversarial.detach(), "adversarial_weight": weight}
         carried = (self._reconstructions * (gradients[0] + weight * gradients[1])).sum()
@@ -131,7 +134,13 @@ class TokenizerObjective:
         return loss, {"discriminator": loss.detach(), "logit_real": real.detach().mean(), "logit_fake": fake.detach().mean()}
 
 
-def training_objective(tokenizer: Tokenizer, cfg: TokenizerConfig, seed: int, parts: Mapping[str, Any]) -> TokenizerObjective:
+def training_objective(
+    tokenizer: Tokenizer,
+    cfg: TokenizerConfig,
+    seed: int,
+    parts: Mapping[str, Any],
+    balance: Callable[[Tensor], Tensor] = lambda gradient: gradient,
+) -> TokenizerObjective:
     """Build the objective of a gradient-fitted tokenizer; perceptual and adversarial terms only where it has image losses.
 
     Both networks are put on the tokenizer's device. `seed` fixes the discriminator's first weights. `parts` may hold a
@@ -147,7 +156,7 @@ def training_objective(tokenizer: Tokenizer, cfg: TokenizerConfig, seed: int, pa
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(seed)
             discriminator = PatchDiscriminator(tokenizer.grid * tokenizer.patch_size, width).to(device)
-    return TokenizerObjective(tokenizer, cfg, perceptual, discriminator)
+    return TokenizerObjective(tokenizer, cfg, perceptual, discriminator, balance)
 
 
 def kl_to_standard_normal(mean: Tensor, std: Tensor) -> Tensor:

@@ -6,6 +6,7 @@ Random state is not among it: noise and order derive from the seed and the numbe
 from __future__ import annotations
 
 import json
+import time
 from collections.abc import Callable
 from pathlib import Path
 
@@ -20,6 +21,8 @@ from ablation.train.ema import Ema
 
 KEEP = 2
 """Checkpoints kept: the newest, and the one before in case the newest cannot be read."""
+SIGHT_SECONDS = 60.0
+"""How long a file that one node has read may take to be seen on another."""
 
 
 def _optimizer_tensors(optimizer: torch.optim.Optimizer) -> dict[str, Tensor]:
@@ -63,7 +66,7 @@ def save_checkpoint(
         tensors |= {f"average/{name}/{key}": value for key, value in average.state().items()}
     for name, optimizer in optimizers.items():
         tensors |= {f"optimizer/{name}/{key}": value for key, value in _optimizer_tensors(optimizer).items()}
-    path = folder / f"{CHECKPOINT_PREFIX}{step:09d}.safetensors"
+    path = _path(folder, step)
     save_tensors(path, tensors, {"step": json.dumps(step)})
     for old in sorted(folder.glob(f"{CHECKPOINT_PREFIX}*.safetensors"))[:-KEEP]:
         old.unlink(missing_ok=True)
@@ -96,6 +99,21 @@ def load_checkpoint(
             "Remove the checkpoint files there to start this training over, then run the same command again.",
         )
     return 0
+
+
+def load_step(
+    folder: Path, step: int, modules: dict[str, nn.Module], optimizers: dict[str, torch.optim.Optimizer], averages: dict[str, Ema]
+) -> None:
+    """Restore the checkpoint of a step that another process has read; a shared file system may take a while to show it."""
+    path, deadline = _path(folder, step), time.monotonic() + SIGHT_SECONDS
+    while not path.exists() and time.monotonic() < deadline:
+        time.sleep(0.5)
+    _restore(load_tensors(path)[0], modules, optimizers, averages)
+
+
+def _path(folder: Path, step: int) -> Path:
+    """Return the checkpoint file of a step."""
+    return folder / f"{CHECKPOINT_PREFIX}{step:09d}.safetensors"
 
 
 def _restore(

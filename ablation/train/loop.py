@@ -16,7 +16,8 @@ from torch import Tensor, nn
 
 from ablation.errors import ArtifactError, DivergedError, Interrupted
 from ablation.store import CHECKPOINT_PREFIX, CURVE
-from ablation.train.checkpoint import load_checkpoint, save_checkpoint
+from ablation.train.checkpoint import load_checkpoint, load_step, save_checkpoint
+from ablation.train.distributed import ALONE, GradientSum, Processes
 from ablation.train.ema import Ema
 from ablation.train.noise import ImageOrder, NoiseSource
 
@@ -62,7 +63,7 @@ class Recipe:
     ema_decay: Mapping[str, float]  # by module; modules not named have no average
     precision: str
     seed: int
-    micro_batch: int  # images per forward pass; gradients are accumulated up to the global batch
+    micro_batch: int  # images per forward pass of a process; gradients are accumulated up to the global batch
     log_every: int = 10
     checkpoint_seconds: float = 60.0
 
@@ -88,8 +89,17 @@ class Trainer:
     """State of one training: the objective, its optimizers and averages, and the step reached."""
 
     def __init__(
-        self, objective: Objective, batches: Batches, recipe: Recipe, folder: Path, monitor: Monitor, device: torch.device
+        self,
+        objective: Objective,
+        batches: Batches,
+        recipe: Recipe,
+        folder: Path,
+        monitor: Monitor,
+        device: torch.device,
+        processes: Processes = ALONE,
     ) -> None:
+        """processes: who shares the work; the global batch, the numbers drawn and the losses logged are the same for any number."""
+        self.processes = processes
         self.objective, self.batches, self.recipe, self.folder, self.monitor, self.device = (
             objective,
             batches,
@@ -106,18 +116,32 @@ class Trainer:
             )
             for phase in objective.phases
         }
+        self.sums = {phase: GradientSum(objective.parameters(phase), processes) for phase in objective.phases}
         self.order = ImageOrder(batches.images, recipe.seed)
-        self.step = load_checkpoint(folder, self.modules, self.optimizers, self.averages, monitor.log)
-        self.curve = _Curve(folder / CURVE, self.step)
+        self.step = self._resume()
+        self.curve = _Curve(folder / CURVE, self.step) if processes.lead else None
         self.last: dict[str, float] = {}
+        self._saved_at = time.monotonic()
+
+    def _resume(self) -> int:
+        """Restore the newest checkpoint that the lead can read, in all processes, and return its step."""
+        state = self.modules, self.optimizers, self.averages
+        step = self.processes.from_lead(load_checkpoint(self.folder, *state, self.monitor.log) if self.processes.lead else 0)
+        if step and not self.processes.lead:
+            load_step(self.folder, step, *state)
+        for module in self.modules.values():
+            self.processes.copy_from_lead([*module.parameters(), *module.buffers()])
+        for average in self.averages.values():
+            self.processes.copy_from_lead(average.average)
+        return step
 
     def fit(self) -> dict[str, float]:
         """Train to the last step and return the last logged scalars.
 
-        Raises DivergedError at a non-finite loss, naming the step and the last checkpoint, and Interrupted after saving
-        a checkpoint where a stop was asked for.
+        Raises, in all processes at the same step, DivergedError at a non-finite loss, naming the step and the last checkpoint,
+        and Interrupted after saving a checkpoint where a stop was asked for in any of them.
         """
-        recipe, saved_at = self.recipe, time.monotonic()
+        recipe, self._saved_at = self.recipe, time.monotonic()
         if self.step:
             self.monitor.log(f"resuming at step {self.step} of {recipe.steps}")
         while self.step < recipe.steps:
@@ -125,26 +149,30 @@ class Trainer:
             self.step += 1
             if self.step % recipe.log_every == 0 or self.step == recipe.steps:
                 self._report(logged)
-            if self.step < recipe.steps and self.monitor.should_stop():
-                self._check_finite(logged)
-                self._save()
-                raise Interrupted(f"stopped at step {self.step} of {recipe.steps}; a checkpoint is saved")
-            if self.step < recipe.steps and time.monotonic() - saved_at > recipe.checkpoint_seconds:
-                self._check_finite(logged)
-                self._save()
-                saved_at = time.monotonic()
+            if self.step < recipe.steps:
+                self._pause(logged)
         self._check_weights()
         return self.last
 
+    def _pause(self, logged: dict[str, Tensor]) -> None:
+        """Save where it is time to or a stop was asked for; a stop then raises Interrupted."""
+        due = self.processes.lead and time.monotonic() - self._saved_at > self.recipe.checkpoint_seconds
+        stop, save = self.processes.agree(self.monitor.should_stop(), due)
+        if stop or save:
+            self._check_finite(logged)
+            self._save()
+            self._saved_at = time.monotonic()
+        if stop:
+            raise Interrupted(f"stopped at step {self.step} of {self.recipe.steps}; a checkpoint is saved")
+
     def _one_step(self) -> dict[str, Tensor]:
-        """Do one optimizer step of every phase on one global batch."""
+        """Do one optimizer step of every phase on one global batch; returns this process's part of the scalars to log."""
         recipe = self.recipe
         factor = learning_rate_factor(self.step, recipe.steps, recipe.warmup_steps)
-        start = self.step * recipe.global_batch
-        micro = [
-            (begin, min(recipe.micro_batch, recipe.global_batch - begin)) for begin in range(0, recipe.global_batch, recipe.micro_batch)
-        ]
-        single = len(micro) == 1
+        first, images = self.processes.share(recipe.global_batch)
+        start = self.step * recipe.global_batch + first
+        micro = [(begin, min(recipe.micro_batch, images - begin)) for begin in range(0, images, recipe.micro_batch)]
+        single = recipe.global_batch <= recipe.micro_batch  # the same for any number of processes
         logged: dict[str, Tensor] = {}
         for phase in self.objective.phases:
             optimizer, stepped = self.optimizers[phase], False
@@ -162,8 +190,9 @@ class Trainer:
                 if not stepped:
                     optimizer.zero_grad(set_to_none=True)
                     stepped = True
-                (loss * share if not single else loss).backward()
+                self.sums[phase].backward(loss * share if share < 1 else loss, last=begin + count == images)
             if stepped:
+                self.sums[phase].finish()
                 self._update(phase, optimizer, factor)
         return logged
 
@@ -198,12 +227,13 @@ class Trainer:
     def _report(self, logged: dict[str, Tensor]) -> None:
         """Log the step's scalars."""
         self.last = self._check_finite(logged)
-        self.curve.write(self.step, self.last)
+        if self.curve is not None:
+            self.curve.write(self.step, self.last)
         self.monitor.progress(self.step, self.recipe.steps, f"loss {self.last.get('loss', float('nan')):.4f}")
 
     def _check_finite(self, logged: dict[str, Tensor]) -> dict[str, float]:
-        """Return the step's scalars as numbers; a non-finite one stops the training."""
-        scalars = {name: float(value) for name, value in logged.items()}
+        """Return the step's scalars, over all processes, as numbers; a non-finite one stops the training in all of them."""
+        scalars = {name: float(value) for name, value in self.processes.total(logged).items()}
         for name, value in scalars.items():
             if not math.isfinite(value):
                 raise self._diverged(f"{name} became {value} at step {self.step} of {self.recipe.steps}")
@@ -223,7 +253,8 @@ class Trainer:
     def _save(self) -> None:
         """Write a checkpoint, never one with non-finite weights."""
         self._check_weights()
-        save_checkpoint(self.folder, self.step, self.modules, self.optimizers, self.averages)
+        if self.processes.lead:
+            save_checkpoint(self.folder, self.step, self.modules, self.optimizers, self.averages)
 
 
 class _Curve:
