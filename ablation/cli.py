@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Annotated, NoReturn
 
 import typer
 
+from ablation.commands.cache import cache
 from ablation.commands.check import check
 from ablation.commands.new_stage import new_stage
 from ablation.commands.report import write_report, write_study_report
@@ -264,6 +265,7 @@ app.command("report")(write_report)
 app.command("verify")(verify)
 app.command("cancel")(cancel)
 app.command("retry")(retry)
+app.command("cache")(cache)
 
 
 def main() -> NoReturn:

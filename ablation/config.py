@@ -40,6 +40,9 @@ class DataConfig(Section):
     train_images: int | None = Field(None, ge=2, description="use at most this many training images (None: all)")
     test_images: int | None = Field(None, ge=2, description="use at most this many test images (None: all)")
     augmentation: Literal["centre_crop", "random_resized_crop"] = Field("centre_crop", description="crop used for training")
+    crop_source_size: int | None = Field(
+        None, ge=4, description="cut random crops from centre crops of this size, which can be cached (None: from the whole file)"
+    )
     horizontal_flip: bool = Field(True, description="mirror training images at random, as DiT's code does")
     scene_seed: int = Field(0, ge=0, description="seed of the generated scenes (source: scenes)")
 

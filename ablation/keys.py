@@ -67,7 +67,8 @@ def _reads(kind: str, config: Config) -> list[str]:
         return _train(config)
     if kind == "probe":
         names = _PROBE_BOTH + (_PROBE_EPOCHS if config.probe.mode == "epochs" else ("weight_decays",))
-        return [*_DATA, *_TEST, "probe.mode", *(f"probe.{name}" for name in names)]
+        crops = ["data.crop_source_size"] if config.probe.mode == "epochs" else []
+        return [*_DATA, *_TEST, *crops, "probe.mode", *(f"probe.{name}" for name in names)]
     return ["fid.extractor", *_FID_READS]
 
 
@@ -90,6 +91,8 @@ def _train(config: Config) -> list[str]:
     """List what a denoiser's training reads."""
     process, train = config.process, config.train
     read = ["data.augmentation", "data.horizontal_flip", "tokenizer.latent_scale"]
+    if config.data.augmentation == "random_resized_crop":
+        read.append("data.crop_source_size")
     if config.tokenizer.kind not in ("patch_ae", "patch_pca", "pixels"):
         read.append("tokenizer.sample_posterior")
     read += [f"process.{name}" for name in ("schedule", "target", "loss_weight", "input_space", "output_space", "learned_variance")]

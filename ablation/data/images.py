@@ -6,9 +6,9 @@ import hashlib
 import os
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Protocol
+from typing import Any, Protocol
 
 import numpy as np
 from PIL import Image
@@ -21,8 +21,10 @@ from ablation.data.fingerprint import fingerprint
 from ablation.data.folder_index import FolderIndex, open_index
 from ablation.data.scenes import NAME as SCENES_NAME
 from ablation.data.scenes import Scenes
+from ablation.data.shards import ShardedArray, open_array
 from ablation.data.sources import Split
-from ablation.errors import DataError
+from ablation.errors import ArtifactError, ConfigError, DataError
+from ablation.store import IMAGE_CACHE, read_json
 
 MEMORY_LIMIT = 2**30
 """Without a cache folder, scenes of more bytes than this are rendered when asked for instead of kept."""
@@ -66,11 +68,17 @@ class Originals(Protocol):
         """Decode one image; DataError names a file that cannot be decoded or is too small."""
 
 
+def _decoding_threads() -> int:
+    """Return how many threads decode a batch."""
+    return min(DECODING_THREADS, len(os.sched_getaffinity(0)))
+
+
 @dataclass(frozen=True, eq=False)
 class Images:
     """The image set of every source: originals, the kept ones' indices, and their centre crops where they are stored.
 
-    kept: indices (n,) into originals; labels: int64 (n,); stored: uint8 (n, H, W, 3), or None to crop each time.
+    kept: indices (n,) into originals; labels: int64 (n,); stored: uint8 (n, H, W, 3), or None to crop each time;
+    crop_source: the same images at the size that random crops are cut from, or None for the whole files.
     """
 
     name: str
@@ -80,8 +88,10 @@ class Images:
     labels: np.ndarray
     originals: Originals = field(repr=False)
     kept: np.ndarray = field(repr=False)
-    stored: np.ndarray | None = field(repr=False)
+    stored: np.ndarray | ShardedArray | None = field(repr=False)
     composite: bool = False
+    crop_source: Images | None = field(default=None, repr=False)
+    threads: int = field(default_factory=_decoding_threads)
 
     @property
     def num_classes(self) -> int:
@@ -100,7 +110,7 @@ class Images:
         if len(indices) and (indices.min() < 0 or indices.max() >= len(self)):
             raise IndexError(f"image index outside 0..{len(self) - 1}")
         if crop_seeds is None:
-            return self._centre(indices) if self.stored is None else np.array(self.stored[indices])  # a copy, not the map
+            return self._centre(indices) if self.stored is None else np.array(self.stored[indices], copy=True)  # not the map
         if len(crop_seeds) != len(indices):
             raise ValueError(f"{len(indices)} images but {len(crop_seeds)} crop seeds")
         seeds = dict(enumerate(np.asarray(crop_seeds).tolist()))
@@ -108,9 +118,29 @@ class Images:
 
     def _original(self, index: int) -> Image.Image:
         """Load one image before its crop; a stored scene is its own original."""
+        if self.crop_source is not None:
+            return self.crop_source._square(index)
         if self.composite and self.stored is not None:
-            return Image.fromarray(self.stored[index])
+            return Image.fromarray(self.stored[np.array([index])][0])
         return self.originals.load(int(self.kept[index]))
+
+    def _square(self, index: int) -> Image.Image:
+        """Return one image's centre crop."""
+        if self.stored is not None:
+            return Image.fromarray(self.stored[np.array([index])][0])
+        return crops.centre_crop(self.originals.load(int(self.kept[index])), self.image_size)
+
+    def where_from(self, random_crops: bool) -> str:
+        """Say where pixels come from, and why not from a cache where they do not."""
+        source = self.crop_source if random_crops else self
+        if source is not None and source.stored is not None:
+            return f"images are read as {source.image_size} px crops that are stored"
+        if random_crops and source is None:
+            return (
+                "random crops are decoded from the image files: they cannot be cut from stored centre crops without changing them; "
+                "data.crop_source_size allows that, and `ablate cache` then stores what they are cut from"
+            )
+        return "images are decoded from their files each time; `ablate cache` stores them"
 
     def _centre(self, indices: np.ndarray) -> np.ndarray:
         """Cut the centre crops (B, H, W, 3) anew."""
@@ -129,33 +159,85 @@ class Images:
             for position in range(len(indices)):
                 place(position)
         else:
-            with ThreadPoolExecutor(min(DECODING_THREADS, os.cpu_count() or 1)) as pool:  # Pillow decodes without the lock
+            with ThreadPoolExecutor(self.threads) as pool:  # Pillow decodes without the lock
                 list(pool.map(place, range(len(indices))))
         return batch
 
 
-def open_images(data: DataConfig, split: Split, cache: Path | None = None) -> Images:
+def open_images(data: DataConfig, split: Split, cache: Path | None = None, *, store: bool = True, threads: int | None = None) -> Images:
     """Open one split of the configured data; cache is a folder for generated, decoded and downloaded data.
 
-    data.train_images and data.test_images keep a fixed, class-balanced choice, in the order of the files.
-    Raises DataError with the fix for data that is missing, damaged, too small, or of one class.
+    data.train_images and data.test_images keep a fixed, class-balanced choice, in the order of the files. Crops that
+    `ablate cache` has stored are read; without them, few images are stored here (unless store is off) and many are decoded
+    each time, by so many threads. Raises DataError with the fix for data that is missing, damaged, too small, or of one class.
     """
     sources.check_source(data)
     wanted = data.train_images if split == "train" else data.test_images
     if data.source == "scenes":
-        return _open_scenes(data, split, wanted if wanted is not None else sources.SCENE_COUNTS[split], cache)
-    originals = _open_originals(data, split, wanted, cache)
-    kept = _limit(data, split, originals.labels, wanted)
-    images = Images(data.source, split, data.image_size, originals.class_names, originals.labels[kept], originals, kept, None)
-    shape = (len(kept), data.image_size, data.image_size, 3)
-    if isinstance(originals, _ArrayOriginals):
-        same = originals.images.shape[1:] == shape[1:]
-        stored = originals.images[kept] if same else cached_array(None, "", shape, images._centre)
-    elif cache is not None and int(np.prod(shape)) <= CACHE_LIMIT:
-        stored = cached_array(cache, _cache_name(data, split, len(kept), cache), shape, images._centre)
+        images = _open_scenes(data, split, wanted if wanted is not None else sources.SCENE_COUNTS[split], cache)
     else:
-        return images
-    return _with_stored(images, stored)
+        originals = _open_originals(data, split, wanted, cache)
+        kept = _limit(data, split, originals.labels, wanted)
+        images = Images(data.source, split, data.image_size, originals.class_names, originals.labels[kept], originals, kept, None)
+        images = replace(images, stored=_stored_crops(data, images, cache, store))
+    if data.crop_source_size is not None and split == "train":
+        images = replace(images, crop_source=_crop_source(data, images, cache))
+    return images if threads is None else replace(images, threads=threads)
+
+
+def _stored_crops(data: DataConfig, images: Images, cache: Path | None, store: bool) -> np.ndarray | ShardedArray | None:
+    """Find the centre crops in memory or in the cache, or make them there if they are few; nothing where they are decoded each time."""
+    shape = (len(images), data.image_size, data.image_size, 3)
+    if isinstance(images.originals, _ArrayOriginals):
+        same = images.originals.images.shape[1:] == shape[1:]
+        return images.originals.images[images.kept] if same else cached_array(None, "", shape, images._centre)
+    if cache is None:
+        return None
+    name = cache_name(data, images.split, len(images), cache)
+    if (found := read_stored(cache / name, len(images), data.image_size)) is not None:
+        return found
+    if not store or int(np.prod(shape)) > CACHE_LIMIT:
+        return None
+    return cached_array(cache, name, shape, images._centre)
+
+
+def _crop_source(data: DataConfig, images: Images, cache: Path | None) -> Images:
+    """Return the same images at the size that random crops are cut from, stored if `ablate cache` has stored them."""
+    assert data.crop_source_size is not None
+    if data.crop_source_size < data.image_size:
+        problem = f"data.crop_source_size is {data.crop_source_size}, smaller than data.image_size, {data.image_size}"
+        raise ConfigError(problem, f"Set it to {data.image_size} or more.")
+    source = replace(images, image_size=data.crop_source_size, stored=None)
+    if cache is None:
+        return source
+    larger = data.model_copy(update={"image_size": data.crop_source_size})
+    return replace(source, stored=read_stored(cache / cache_name(larger, images.split, len(images), cache), len(images), source.image_size))
+
+
+def read_manifest(folder: Path) -> dict[str, Any] | None:
+    """Read what `ablate cache` says of a folder of shards; nothing where there is none."""
+    try:
+        manifest: dict[str, Any] = read_json(folder / IMAGE_CACHE)
+    except ArtifactError:
+        return None
+    return manifest
+
+
+def read_stored(folder: Path, images: int, image_size: int) -> ShardedArray | None:
+    """Map the shards of a finished image cache (n, H, W, 3); nothing where it is unfinished or a file is missing or cut short.
+
+    Only sizes are compared: reading every byte of a set of millions takes as long as an epoch. `ablate verify --files` does.
+    """
+    manifest = read_manifest(folder)
+    if manifest is None or not manifest["complete"]:
+        return None
+    try:
+        if any((folder / shard["file"]).stat().st_size != shard["bytes"] for shard in manifest["shards"]):
+            return None
+    except OSError:
+        return None
+    array = ShardedArray([open_array(folder / shard["file"]) for shard in manifest["shards"]])
+    return array if array.shape == (images, image_size, image_size, 3) else None
 
 
 def _open_originals(data: DataConfig, split: Split, wanted: int | None, cache: Path | None) -> Originals:
@@ -180,16 +262,11 @@ def _open_scenes(data: DataConfig, split: Split, count: int, cache: Path | None)
                     np.arange(count), None, composite=True)  # fmt: skip
     if cache is None and int(np.prod(shape)) > MEMORY_LIMIT:
         return images
-    return _with_stored(images, cached_array(cache, _cache_name(data, split, count, cache), shape, scenes.render))
+    name = "" if cache is None else cache_name(data, split, count, cache)
+    return replace(images, stored=cached_array(cache, name, shape, scenes.render))
 
 
-def _with_stored(images: Images, stored: np.ndarray) -> Images:
-    """Attach stored centre crops."""
-    return Images(images.name, images.split, images.image_size, images.class_names, images.labels, images.originals, images.kept,
-                  stored, images.composite)  # fmt: skip
-
-
-def _cache_name(data: DataConfig, split: Split, count: int, cache: Path | None) -> str:
+def cache_name(data: DataConfig, split: Split, count: int, cache: Path | None) -> str:
     """Name a cache file by everything its pixels depend on."""
     content = fingerprint(data, cache)[split]
     text = f"{data.source} {content} {split} {data.image_size} {count}"

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
 
 from ablation.data.shards import verify
 from ablation.errors import AblationError
-from ablation.store import LATENTS, Store, read_json
+from ablation.store import IMAGE_CACHE, LATENTS, Store, read_json
 
 
 def check_files(store: Store) -> Iterator[tuple[str, str]]:
@@ -26,10 +28,22 @@ def check_files(store: Store) -> Iterator[tuple[str, str]]:
         except AblationError as error:
             yield job_id, str(error)
             continue
-        for entry in (entry for entries in arrays.values() for entry in entries):
-            try:
-                verify(folder, [entry], again=True)
-            except AblationError as error:
-                yield f"{job_id}/{entry['file']}", str(error)
-            else:
-                yield f"{job_id}/{entry['file']}", ""
+        yield from _compare(folder, [entry for entries in arrays.values() for entry in entries])
+    for manifest in sorted(store.cache.glob(f"*/{IMAGE_CACHE}")):
+        try:
+            shards = read_json(manifest)["shards"]
+        except AblationError as error:
+            yield str(manifest), str(error)
+            continue
+        yield from _compare(manifest.parent, shards)
+
+
+def _compare(folder: Path, entries: list[dict[str, Any]]) -> Iterator[tuple[str, str]]:
+    """Compare a folder's files with their manifest's entries."""
+    for entry in entries:
+        try:
+            verify(folder, [entry], again=True)
+        except AblationError as error:
+            yield f"{folder.name}/{entry['file']}", str(error)
+        else:
+            yield f"{folder.name}/{entry['file']}", ""
