@@ -35,6 +35,7 @@ from ablation.options import (
     RunsOption,
     ScaleOption,
     SeedsOption,
+    SesoiOption,
     SetOption,
     StagesOption,
     StudyOption,
@@ -117,12 +118,13 @@ def plan(
     runs: RunsOption = Path("runs"),
     name: NameOption = None,
     controls: ControlsOption = True,
+    sesoi: SesoiOption = None,
     as_json: JsonOption = False,
 ) -> None:
     """List every job with what would happen to it and why; nothing runs."""
     from ablation.plan import decide
 
-    study = study_of(through, design, table, only, grid, scale, data, settings, seeds, stages, runs, name, controls)
+    study = study_of(through, design, table, only, grid, scale, data, settings, seeds, stages, runs, name, controls, sesoi)
     print_plan(study, decide(study.plan, study.store), as_json)
 
 
@@ -141,6 +143,7 @@ def run(
     runs: RunsOption = Path("runs"),
     name: NameOption = None,
     controls: ControlsOption = True,
+    sesoi: SesoiOption = None,
     launcher: LauncherOption = "local",
     parallel: ParallelOption = None,
     processes: ProcessesOption = 1,
@@ -153,7 +156,7 @@ def run(
     wait: Annotated[bool, typer.Option("--wait", help="slurm: follow the jobs to their end.")] = False,
 ) -> None:
     """Run a study; the same command again reuses what is finished and resumes what was interrupted."""
-    study = study_of(through, design, table, only, grid, scale, data, settings, seeds, stages, runs, name, controls)
+    study = study_of(through, design, table, only, grid, scale, data, settings, seeds, stages, runs, name, controls, sesoi)
     print_notes(study)
     if launcher == "slurm":
         from ablation.launch.slurm_commands import follow, submit_study

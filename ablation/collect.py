@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import base64
 import hashlib
 import json
 from collections.abc import Mapping, Sequence
@@ -10,11 +11,13 @@ from typing import Any
 
 from ablation.config import from_nested
 from ablation.diffusion.feasible import undefined_reason
-from ablation.errors import ConfigError
-from ablation.store import DONE, Store, write_text
+from ablation.errors import ArtifactError, ConfigError
+from ablation.store import DONE, PREDICTIONS, Store, write_text
 
 SCHEMA = 1
 ROLES = ("tokenizer", "encode", "train", "probe", "fid")
+ANSWERED = ("linear_probe_top1", "knn_top1")
+"""The metrics whose answers a probe keeps, in the order of its file."""
 SETTLED = ("failed", "diverged", "skipped")
 DESCRIBED = ("control", "overrides", "seed", "title", "path", "changes", "labels_used", "incomparable", "config", "jobs")
 
@@ -44,6 +47,7 @@ def _chance(record: dict[str, Any]) -> dict[str, Any]:
         "control": "chance",
         "title": "most frequent class",
         "metrics": metrics,
+        "correct": {"reason": "a constant answer, which is not kept by image"},
     }
 
 
@@ -87,9 +91,11 @@ def _record(store: Store, study: Mapping[str, Any], cell: Mapping[str, Any]) -> 
         "stage": None if cell["control"] else cell["stage"],
         **{name: cell[name] for name in DESCRIBED},
         **({"places": cell["places"]} if "places" in cell else {}),
+        "correct": _correct(store, cell["jobs"].get("probe")),
         # Studies written before there were designs say nothing of them.
         "designs": cell.get("designs", []),
         "left_out": cell.get("left_out", []),
+        "smallest_effect": study.get("smallest_effect"),
         "scale": study["scale"],
         "state": state,
         "reason": reason,
@@ -107,6 +113,22 @@ def _record(store: Store, study: Mapping[str, Any], cell: Mapping[str, Any]) -> 
 def _digest(path: Path) -> str:
     """Return the first 16 hexadecimal digits of a file's SHA-256: enough to notice any change of it."""
     return hashlib.sha256(path.read_bytes()).hexdigest()[:16]
+
+
+def _correct(store: Store, probe: str | None) -> dict[str, Any]:
+    """Return which test images a finished probe answered correctly, packed to bits in base64, and a print of the test set."""
+    if probe is None or store.state(probe).name != "done":
+        return {}
+    import numpy as np  # only where results are read
+
+    try:
+        rows = np.load(store.artifact(probe, PREDICTIONS), allow_pickle=False)
+        answered = dict(zip(ANSWERED, rows, strict=True))
+    except (OSError, ValueError, TypeError, ArtifactError):
+        return {"reason": "answers unreadable"}
+    packed = {name: base64.b64encode(np.packbits(row.astype(bool)).tobytes()).decode("ascii") for name, row in answered.items()}
+    test_set = str((store.spec(probe) or {}).get("fingerprint", {}).get("test", ""))
+    return {**packed, "images": int(rows.shape[-1]), "test_set": test_set[:16]}
 
 
 def write_records(records: Sequence[Mapping[str, Any]], path: Path) -> None:

@@ -33,6 +33,15 @@ DesignOption = Annotated[
         help="What to lay over the path: ladder, add_one, leave_one_out, put_back; repeatable, or several with commas. [default: ladder]",
     ),
 ]
+SesoiOption = Annotated[
+    float | None,
+    typer.Option(
+        "--sesoi",
+        metavar="POINTS",
+        min=0.001,
+        help="Smallest effect of interest: below it, a step does nothing. [default: the report's, 1]",
+    ),
+]
 OnlyOption = Annotated[list[str] | None, typer.Option("--only", metavar="STAGE", help="Run this stage, not the path to it; repeatable.")]
 GridOption = Annotated[
     list[str] | None, typer.Option("--grid", metavar="SETTING=V,V", help="Cross the stages with these values; repeatable.")
@@ -71,6 +80,7 @@ def study_of(
     runs: Path,
     name: str | None,
     controls: bool,
+    sesoi: float | None,
 ) -> Study:
     """Turn the options that say what to study into a resolved study."""
     from ablation.study import Request, parse_designs, parse_grid, parse_seeds, parse_settings, prepare
@@ -89,5 +99,6 @@ def study_of(
         runs=runs,
         name=name,
         with_controls=controls,
+        smallest_effect=sesoi,
     )
     return prepare(request)

@@ -50,6 +50,7 @@ class Request:
     runs: Path = Path("runs")
     name: str | None = None
     with_controls: bool = True
+    smallest_effect: float | None = None  # of interest, in points; None: the report's own
 
 
 @dataclass(frozen=True)
@@ -74,6 +75,7 @@ class Study:
             "command": command,
             "settings": dict(self.request.settings),
             "seeds": list(self.request.seeds),
+            "smallest_effect": self._smallest_effect(),
             "code": code_version(),
             "written": time.strftime("%Y-%m-%dT%H:%M:%S%z"),
             "cells": [self._cell(cell) for cell in self.plan.cells.values()],
@@ -94,6 +96,15 @@ class Study:
             "places": [place],
             "reason": entry.reason,
         }
+
+    def _smallest_effect(self) -> dict[str, Any] | None:
+        """Return the smallest effect of interest and what earlier runs of the study had instead, oldest first (null: the report's)."""
+        given, exists = self.request.smallest_effect, self.name in self.store.studies()
+        known = self.store.study(self.name).get("smallest_effect") if exists else None
+        earlier = known["points"] if known else None
+        if given is None or given == earlier:
+            return dict(known) if known else None
+        return {"points": given, "before": [*(known["before"] if known else []), *([earlier] if exists else [])]}
 
     def _cell(self, cell: Cell) -> dict[str, Any]:
         """Describe one cell."""

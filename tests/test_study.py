@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+import base64
 import json
 from dataclasses import asdict
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 from ablation.collect import collect, read_records, write_records
 from ablation.config import from_nested
 from ablation.errors import ConfigError, DataError
+from ablation.store import PREDICTIONS
 from ablation.study import Request, data_settings, parse_designs, parse_seeds, parse_settings, prepare, write_specs
 
 
@@ -218,6 +221,46 @@ def test_records_join_what_the_jobs_left(runs):
     assert first["cost"]["wall_seconds"] == 7.5
     assert (second["state"], second["reason"]) == ("diverged", "loss became nan")
     assert second["metrics"] == {"tokenizer_psnr": 20.0}
+
+
+def test_records_carry_which_test_images_were_right(runs):
+    study = prepare(request(runs, through="drop_class_conditioning", with_controls=True))
+    write_specs(study)
+    right = np.random.default_rng(0).random((2, 2001)) < 0.3
+    for cell, content in {
+        "baseline-s0": right,
+        "drop_class_conditioning-s0": right[:1],
+        "drop_class_conditioning.random_init-s0": right,
+    }.items():
+        probe = study.plan.roles[cell]["probe"]
+        np.save(study.store.job_folder(probe) / PREDICTIONS, content)
+        study.store.mark_done(probe, record_of({"linear_probe_top1": 30.0, "chance_top1": 6.0}))
+    records = {record["cell"]: json.loads(json.dumps(record)) for record in collect(study.store, study.document("ablate run"))}
+    stored = records["baseline-s0"]["correct"]
+    assert stored["images"] == 2001
+    assert len(stored["test_set"]) == 16
+    for name, row in zip(("linear_probe_top1", "knn_top1"), right, strict=True):
+        assert np.unpackbits(np.frombuffer(base64.b64decode(stored[name]), np.uint8), count=2001).astype(bool).tolist() == row.tolist()
+    assert len(stored["linear_probe_top1"]) == 336, "a third more than a bit an image"
+    assert records["drop_class_conditioning-s0"]["correct"] == {"reason": "answers unreadable"}
+    assert records["drop_class_conditioning.pca_features-s0"]["correct"] == {}, "never run"
+    assert "constant answer" in records["drop_class_conditioning.chance-s0"]["correct"]["reason"]
+
+
+def test_the_smallest_effect_is_kept_and_a_change_of_it_shows(runs):
+    def written(sesoi: float | None) -> dict | None:
+        study = prepare(request(runs, through="baseline", smallest_effect=sesoi))
+        study.store.write_study(study.document("ablate run"))
+        return study.store.study()["smallest_effect"]
+
+    assert written(None) is None
+    assert written(0.5) == {"points": 0.5, "before": [None]}
+    assert written(None) == written(0.5) == {"points": 0.5, "before": [None]}
+    assert written(2.0) == {"points": 2.0, "before": [None, 0.5]}
+    study = prepare(request(runs, through="drop_class_conditioning", smallest_effect=0.5))
+    document = study.document("ablate run")
+    assert document["smallest_effect"] == {"points": 0.5, "before": []}
+    assert {record["smallest_effect"]["points"] for record in collect(study.store, document)} == {0.5}
 
 
 def test_a_cell_that_never_ran_is_missing(runs):

@@ -22,7 +22,7 @@ __all__ = ["Footer", "Record", "all_tables", "report_files", "terminal_tables", 
 
 
 def all_tables(records: Iterable[Record], footer: Footer) -> tuple[Table, ...]:
-    """Build Tables 1 to 3 and the ready studies' tables; raises ConfigError on records of several scales or of an unknown schema."""
+    """Build Tables 1 to 3, the tests of the steps and the ready studies; raises ConfigError on several scales or an unknown schema."""
     from ablation.report.definitions import load_definitions
     from ablation.report.published import load_published
     from ablation.report.results import check_records
@@ -33,7 +33,9 @@ def all_tables(records: Iterable[Record], footer: Footer) -> tuple[Table, ...]:
 def _tables(
     checked: tuple[Record, ...], definitions: tuple[TableDefinition, ...], published: Published, footer: Footer
 ) -> tuple[Table, ...]:
-    """Build the tables of checked records: the paper's three, and every ready study that a record belongs to."""
+    """Build the tables of checked records: the paper's three, the tests of their steps, and every ready study a record belongs to."""
+    from ablation.report.definitions import load_steps_definition
+    from ablation.report.step_tables import step_tables
     from ablation.report.sweeps import sweep_table, sweeps_of
     from ablation.report.tables import grid_table, ladder_table
 
@@ -46,7 +48,9 @@ def _tables(
         for one in definitions
         if not sweeps or _has_rows(possible, one)
     ]
-    return (*numbered, *(sweep_table(sweep, published, footer) for sweep in sweeps))
+    ladder = any(table.number in ("1", "3") for table in numbered)
+    tests = step_tables(possible, definitions, load_steps_definition(), published, footer) if ladder else ()
+    return (*numbered, *tests, *(sweep_table(sweep, published, footer) for sweep in sweeps))
 
 
 def _has_rows(records: tuple[Record, ...], definition: TableDefinition) -> bool:

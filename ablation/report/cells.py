@@ -65,6 +65,13 @@ def signed(value: float, decimals: int = 1) -> str:
     return text.replace("-", MINUS) if text.startswith("-") else f"+{text}"
 
 
+def duration(seconds: float) -> str:
+    """Write a wall time in the unit a person would use."""
+    if seconds < 90:
+        return f"{rounded(seconds)} s"
+    return f"{rounded(seconds / 60)} min" if seconds < 5400 else f"{rounded(seconds / 3600)} h"
+
+
 def measure_text(found: Measure) -> str:
     """Write mean, spread and n of N seeds; a hole is a word, never a blank."""
     if found.withheld:
@@ -112,11 +119,15 @@ def change_cell(row: Row, rows: Sequence[Row], metric: str) -> Cell:
         return Cell(f"withheld: {change}", "withheld")
     above = rows[rows.index(row) - 1].stage
     origin = "" if row.parent == above else f", from {row.parent}"
-    numbers = (("mean", change.mean), ("low", change.low), ("high", change.high), ("n", len(change.seeds)))
-    return Cell(_change_text(change, origin), "shown", numbers)
+    return Cell(change_text(change, origin), "shown", change_numbers(change))
 
 
-def _change_text(change: Change, origin: str) -> str:
+def change_numbers(change: Change) -> tuple[tuple[str, float | int | None], ...]:
+    """Return the numbers behind a change's cell."""
+    return (("mean", change.mean), ("low", change.low), ("high", change.high), ("n", len(change.seeds)))
+
+
+def change_text(change: Change, origin: str = "") -> str:
     """Write a change with its interval and the number of common seeds."""
     if change.low is None or change.high is None:
         return f"{signed(change.mean)} (n = {len(change.seeds)}{origin})"

@@ -81,6 +81,24 @@ class TableDefinition(Definition):
         return self
 
 
+class StepsDefinition(Definition):
+    """The tests of a ladder's steps; smallest_effect, in points, serves studies that were not given their own before they ran."""
+
+    metric: Literal["linear_probe_top1"]
+    smallest_effect: float = Field(gt=0)
+    step_title: str
+    image_title: str
+    design_title: str
+
+
+def load_steps_definition(folder: Path | None = None) -> StepsDefinition:
+    """Read and check the definition of the step tests; a broken or missing file raises ConfigError."""
+    try:
+        return read_definition((folder or definitions_folder()) / "steps.yaml", StepsDefinition)
+    except OSError as error:
+        raise ConfigError(f"the step tests have no readable definition: {error.strerror}", "Reinstall the package.") from None
+
+
 def definitions_folder() -> Path:
     """Find the folder of table definitions: inside the package (a wheel), else beside it (a checkout)."""
     package = Path(__file__).resolve().parent.parent

@@ -91,7 +91,7 @@ def to_latex(table: Table) -> str:
         r"\begin{table*}[t]",
         r"\centering\footnotesize",
         rf"\caption{{{latex_text(table.title)}. {latex_text(table.caption)}}}",
-        rf"\label{{tab:deconstruction-{table.number}}}",
+        rf"\label{{tab:deconstruction-{table.number.replace('_', '-')}}}",
         r"\setlength{\tabcolsep}{4pt}",
         rf"\begin{{tabular}}{{@{{}}{columns}@{{}}}}",
         r"\toprule",

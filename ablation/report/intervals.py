@@ -20,7 +20,7 @@ def spread(values: Sequence[float]) -> float | None:
     return math.sqrt(math.fsum((value - centre) ** 2 for value in values) / (len(values) - 1))
 
 
-def _central_probability(angle: float, degrees: int) -> float:
+def central_probability(angle: float, degrees: int) -> float:
     """Return P(|t| <= sqrt(degrees) tan(angle)) for Student's t (Abramowitz and Stegun, 26.7.3 and 26.7.4)."""
     cosine, sine = math.cos(angle), math.sin(angle)
     if degrees == 1:
@@ -41,7 +41,7 @@ def student_quantile(degrees: int, level: float = 0.95) -> float:
     low, high = 0.0, math.pi / 2
     for _ in range(200):
         middle = (low + high) / 2
-        low, high = (middle, high) if _central_probability(middle, degrees) < level else (low, middle)
+        low, high = (middle, high) if central_probability(middle, degrees) < level else (low, middle)
     return math.sqrt(degrees) * math.tan(low)
 
 

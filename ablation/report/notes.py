@@ -37,17 +37,21 @@ def scale_of(records: Sequence[Record]) -> str:
     return str(records[0]["scale"]) if records else "no"
 
 
+def scale_warning(used: Sequence[Record], records: Sequence[Record]) -> str:
+    """Say at which scale the results are and what that means for the paper's numbers."""
+    if not used:
+        return "No results yet."
+    scale = scale_of(used or records)
+    if scale == "paper":
+        return "Results at paper scale; the last column, or the note below, says whether the protocol is the paper's."
+    return f"Results at {scale} scale; numbers at this scale are not comparable with the paper's."
+
+
 def caption(definition: TableDefinition, used: Sequence[Record], records: Sequence[Record]) -> str:
     """Say what the table shows, at which scale, and how to fill what is not run."""
-    scale = scale_of(used or records)
     what = "Linear-probe top-1 accuracy (%)" if definition.kind == "grid" else "Each row adds one step to the row before"
-    warning = f"Results at {scale} scale; numbers at this scale are not comparable with the paper's."
-    if scale == "paper":
-        warning = "Results at paper scale; the last column, or the note below, says whether the protocol is the paper's."
-    if not used:
-        warning = "No results yet."
     counted = "mean ± standard deviation over seeds (finished/planned seeds)"
-    return f"{what}; {counted}. {warning} Fill what is not run with: {definition.command}"
+    return f"{what}; {counted}. {scale_warning(used, records)} Fill what is not run with: {definition.command}"
 
 
 def protocol_lines(records: Sequence[Record]) -> tuple[str, ...]:

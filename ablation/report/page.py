@@ -13,7 +13,7 @@ from typing import Any
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from markupsafe import Markup
 
-from ablation.report.cells import LABELS_MARK, rounded
+from ablation.report.cells import LABELS_MARK, duration, rounded
 from ablation.report.formats import to_html
 from ablation.report.intervals import mean
 from ablation.report.notes import plain, scale_of
@@ -37,13 +37,6 @@ class Picture:
     caption: str
     png: bytes
     data: str
-
-
-def duration(seconds: float) -> str:
-    """Write a wall time in the unit a person would use."""
-    if seconds < 90:
-        return f"{rounded(seconds)} s"
-    return f"{rounded(seconds / 60)} min" if seconds < 5400 else f"{rounded(seconds / 3600)} h"
 
 
 def _cost(row: Row) -> str:

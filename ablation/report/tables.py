@@ -16,6 +16,10 @@ from ablation.report.results import Footer, Record, Row, control_rows, grid_row,
 CHANGE_NOTE = "Changes are taken on common seeds only, with Student's 95 % interval from two seeds on."
 
 
+NAMES = {"step_tests": "Step tests", "same_images": "Same images", "designs": "Designs"}
+"""Tables that the paper has no number for."""
+
+
 @dataclass(frozen=True)
 class Column:
     """One column's name (for programs) and title (for readers)."""
@@ -50,8 +54,8 @@ class Table:
 
     @property
     def label(self) -> str:
-        """What the table is called: by its number in the paper, or as the study of a name."""
-        return f"Table {self.number}" if self.number.isdecimal() else f"Study {self.number}"
+        """What the table is called: by its number in the paper, by its own name, or as the study of a name."""
+        return f"Table {self.number}" if self.number.isdecimal() else NAMES.get(self.number, f"Study {self.number}")
 
     @property
     def file_name(self) -> str:

@@ -26,6 +26,7 @@ from ablation.report.results import check_records, whole_trajectory
 from ablation.report.trajectory import trajectory_figure, trajectory_steps
 
 TABLE_FILES = {f"table{number}.{kind}" for number in (1, 2, 3) for kind in ("md", "csv", "tex", "html")}
+STEP_FILES = {f"step_tests.{kind}" for kind in ("md", "csv", "tex", "html")}
 
 
 @pytest.fixture(scope="module")
@@ -47,7 +48,7 @@ def test_write_reports_writes_every_file_and_leaves_nothing_behind(study: Any, f
     out = tmp_path / "new" / "reports"
     paths = write_reports(study, out, footer)
     pictures = {f"{name}.{kind}" for name in ("trajectory", "latent_dim") for kind in ("png", "pdf", "csv")}
-    assert {path.name for path in paths} == TABLE_FILES | pictures | {"index.html", "versions.json"}
+    assert {path.name for path in paths} == TABLE_FILES | STEP_FILES | pictures | {"index.html", "versions.json"}
     assert sorted(out.iterdir()) == sorted(paths)
     assert (out / "trajectory.pdf").read_bytes().startswith(b"%PDF")
     with Image.open(out / "trajectory.png") as image:
