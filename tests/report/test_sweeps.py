@@ -78,10 +78,10 @@ def test_a_broken_definition_is_refused(change: dict[str, Any], complaint: str) 
 
 
 def test_a_study_shows_once_a_record_belongs_to_it(placed: Any, study: Any, footer: Any) -> None:
-    assert [table.number for table in all_tables(study, footer)] == ["1", "2", "3"]
+    assert [table.number for table in all_tables(study, footer)] == ["1", "2", "3", "step_tests"]
     records = [placed("augmentation", "predict_original", "centre_crop", overrides={})]
     assert [table.number for table in all_tables(records, footer)] == ["augmentation"]
-    assert [table.number for table in all_tables([*study, *records], footer)] == ["1", "2", "3", "augmentation"]
+    assert [table.number for table in all_tables([*study, *records], footer)] == ["1", "2", "3", "step_tests", "augmentation"]
 
 
 def test_a_list_shows_values_changes_and_the_paper(placed: Any, footer: Any) -> None:
