@@ -80,7 +80,7 @@ def study_of(
     runs: Path,
     name: str | None,
     controls: bool,
-    sesoi: float | None,
+    sesoi: float | None = None,
 ) -> Study:
     """Turn the options that say what to study into a resolved study."""
     from ablation.study import Request, parse_designs, parse_grid, parse_seeds, parse_settings, prepare
