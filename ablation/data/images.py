@@ -110,7 +110,7 @@ class Images:
         if len(indices) and (indices.min() < 0 or indices.max() >= len(self)):
             raise IndexError(f"image index outside 0..{len(self) - 1}")
         if crop_seeds is None:
-            return self._centre(indices) if self.stored is None else np.array(self.stored[indices], copy=True)  # not the map
+            return self._centre(indices) if self.stored is None else np.asarray(self.stored[indices])  # a copy, not the map
         if len(crop_seeds) != len(indices):
             raise ValueError(f"{len(indices)} images but {len(crop_seeds)} crop seeds")
         seeds = dict(enumerate(np.asarray(crop_seeds).tolist()))

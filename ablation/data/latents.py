@@ -121,6 +121,22 @@ class LatentStore:
         return LatentScaler.fit(kind, self.mean, self.variance)
 
 
+@dataclass(frozen=True)
+class LoadedLatents:
+    """What one batch of training needs from the disk: latents (B, N, d) as stored, or pixels (B, H, W, 3) to encode, or both."""
+
+    indices: np.ndarray
+    mean: np.ndarray | None
+    deviation: np.ndarray | None
+    pixels: np.ndarray | None
+
+
+def _mirrored(images: np.ndarray, mirrored: np.ndarray) -> np.ndarray:
+    """Mirror the chosen images (B, H, W, 3) left to right, in place."""
+    images[mirrored] = images[mirrored, :, ::-1]
+    return images
+
+
 class LatentBatches:
     """Batches of the denoiser's training: latents, and what else the objective needs.
 
@@ -153,37 +169,37 @@ class LatentBatches:
         self.means = [store.means("train", mirrored) for mirrored in mirrors] if tokenizer is None else []
         self.deviations = [store.deviations("train", mirrored) for mirrored in mirrors] if store.stochastic and tokenizer is None else []
 
-    def batch(self, indices: np.ndarray, positions: np.ndarray, noise: NoiseSource) -> dict[str, Tensor]:
-        """Return "latents" (B, N, d), "labels" (B,), and "images" (B, 3, H, W) where asked for."""
+    def load(self, indices: np.ndarray, positions: np.ndarray, noise: NoiseSource) -> LoadedLatents:
+        """Read latents, or decode and crop pixels, of the given images."""
         mirrored = (noise.uniform("mirror") < 0.5).cpu().numpy() if self.horizontal_flip else np.zeros(len(indices), dtype=bool)
-        pixels = None
         if self.tokenizer is not None:
             seeds = np.array([stream_seed(noise.seed, "crop", position) for position in positions], dtype=np.int64)
-            pixels = self._mirror(self.image_set.batch(indices, seeds), mirrored)
-            mean, deviation = self._encode(pixels)
+            return LoadedLatents(indices, None, None, _mirrored(self.image_set.batch(indices, seeds), mirrored))
+        pixels = _mirrored(self.image_set.batch(indices), mirrored) if self.with_images else None
+        deviation = self._read(self.deviations, indices, mirrored) if self.deviations else None
+        return LoadedLatents(indices, self._read(self.means, indices, mirrored), deviation, pixels)
+
+    def finish(self, loaded: LoadedLatents, noise: NoiseSource) -> dict[str, Tensor]:
+        """Return "latents" (B, N, d), "labels" (B,), and "images" (B, 3, H, W) where asked for."""
+        images = None if loaded.pixels is None else to_tensor(loaded.pixels, self.device)
+        if loaded.mean is None:
+            assert images is not None
+            mean, deviation = self._encode(images)
         else:
-            mean = self._read(self.means, indices, mirrored)
-            deviation = self._read(self.deviations, indices, mirrored) if self.deviations else None
-            if self.with_images:
-                pixels = self._mirror(self.image_set.batch(indices), mirrored)
+            mean = torch.from_numpy(loaded.mean).to(self.device).float()
+            deviation = None if loaded.deviation is None else torch.from_numpy(loaded.deviation).to(self.device).float()
         raw = mean
         if deviation is not None and self.sample_posterior:
             raw = mean + deviation * noise.normal("posterior", tuple(mean.shape[1:]))
-        found = {"latents": self.scaler(raw), "labels": self.labels[torch.from_numpy(indices).to(self.device)]}
-        return found | ({"images": pixels} if pixels is not None and self.with_images else {})
+        found = {"latents": self.scaler(raw), "labels": self.labels[torch.from_numpy(loaded.indices).to(self.device)]}
+        return found | ({"images": images} if images is not None and self.with_images else {})
 
-    def _read(self, arrays: list[ShardedArray], indices: np.ndarray, mirrored: np.ndarray) -> Tensor:
-        """Read rows of the plain or the mirrored array. -> (B, N, d) float32."""
+    def _read(self, arrays: list[ShardedArray], indices: np.ndarray, mirrored: np.ndarray) -> np.ndarray:
+        """Read rows of the plain or the mirrored array. -> (B, N, d) as stored."""
         rows = arrays[0][indices]
         if mirrored.any():
             rows[mirrored] = arrays[1][indices[mirrored]]
-        return torch.from_numpy(rows).to(self.device).float()
-
-    def _mirror(self, images: np.ndarray, mirrored: np.ndarray) -> Tensor:
-        """Mirror the chosen images left to right and make them network input. (B, H, W, 3) -> (B, 3, H, W)."""
-        images = images.copy()
-        images[mirrored] = images[mirrored, :, ::-1]
-        return to_tensor(images, self.device)
+        return rows
 
     @torch.no_grad()
     def _encode(self, pixels: Tensor) -> tuple[Tensor, Tensor | None]:
@@ -199,11 +215,11 @@ class ImageBatches:
         self.image_set, self.horizontal_flip, self.device = images, horizontal_flip, device
         self.images = len(images)
 
-    def batch(self, indices: np.ndarray, positions: np.ndarray, noise: NoiseSource) -> dict[str, Tensor]:
-        """Return "images" (B, 3, H, W)."""
+    def load(self, indices: np.ndarray, positions: np.ndarray, noise: NoiseSource) -> np.ndarray:
+        """Read the given images, mirrored at random, (B, H, W, 3) uint8."""
         images = self.image_set.batch(indices)
-        if self.horizontal_flip:
-            mirrored = (noise.uniform("mirror") < 0.5).cpu().numpy()
-            images = images.copy()
-            images[mirrored] = images[mirrored, :, ::-1]
-        return {"images": to_tensor(images, self.device)}
+        return _mirrored(images, (noise.uniform("mirror") < 0.5).cpu().numpy()) if self.horizontal_flip else images
+
+    def finish(self, loaded: np.ndarray, noise: NoiseSource) -> dict[str, Tensor]:
+        """Return "images" (B, 3, H, W)."""
+        return {"images": to_tensor(loaded, self.device)}

@@ -146,7 +146,7 @@ def _one_batch(trainer: Trainer, objective: DenoisingObjective) -> dict[str, Any
 
     indices = np.arange(BATCH)
     noise = NoiseSource(SEED, 0, BATCH, trainer.device)
-    objective.begin_step(trainer.batches.batch(indices, indices, noise), noise, 0.0)
+    objective.begin_step(trainer.batches.finish(trainer.batches.load(indices, indices, noise), noise), noise, 0.0)
     handle = objective.denoiser.register_forward_pre_hook(keep)
     with torch.no_grad():
         seen["terms"] = objective.loss("denoiser")[1]

@@ -15,7 +15,6 @@ from torch import Tensor
 
 from ablation.data.images import ImageSet
 from ablation.data.latents import STORED, to_tensor
-from ablation.data.prefetch import ahead
 from ablation.data.shards import write_shard
 from ablation.data.sources import SPLITS, Split
 from ablation.data.storage import LATENT_SHARD_BYTES, require_space, shard_ranges
@@ -26,6 +25,7 @@ from ablation.jobs.parts import batches_of, images_of, load_tokenizer
 from ablation.store import CHECKPOINT_PREFIX, LATENTS, STATISTICS, latents_name, read_json, write_json
 from ablation.tokenizers.base import Tokenizer
 from ablation.train.checkpoint import load_tensors, save_tensors
+from ablation.train.prefetch import ahead
 
 BATCH = 256
 STATISTICS_IMAGES = 50_000

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import math
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Generator, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Protocol
+from typing import Any, Protocol
 
 import numpy as np
 import torch
@@ -20,6 +21,7 @@ from ablation.train.checkpoint import load_checkpoint, load_step, save_checkpoin
 from ablation.train.distributed import ALONE, GradientSum, Processes
 from ablation.train.ema import Ema
 from ablation.train.noise import ImageOrder, NoiseSource
+from ablation.train.prefetch import ahead
 
 
 class Objective(Protocol):
@@ -45,8 +47,11 @@ class Batches(Protocol):
 
     images: int
 
-    def batch(self, indices: np.ndarray, positions: np.ndarray, noise: NoiseSource) -> dict[str, Tensor]:
-        """Return the tensors for the given images at the given positions of the training."""
+    def load(self, indices: np.ndarray, positions: np.ndarray, noise: NoiseSource) -> Any:
+        """Read what a batch needs of the given images at the given positions; runs ahead of time, in another thread."""
+
+    def finish(self, loaded: Any, noise: NoiseSource) -> dict[str, Tensor]:
+        """Turn what was loaded into the batch's tensors."""
 
 
 @dataclass(frozen=True)
@@ -144,13 +149,14 @@ class Trainer:
         recipe, self._saved_at = self.recipe, time.monotonic()
         if self.step:
             self.monitor.log(f"resuming at step {self.step} of {recipe.steps}")
-        while self.step < recipe.steps:
-            logged = self._one_step()
-            self.step += 1
-            if self.step % recipe.log_every == 0 or self.step == recipe.steps:
-                self._report(logged)
-            if self.step < recipe.steps:
-                self._pause(logged)
+        with contextlib.closing(ahead(self._load, self._schedule())) as feed:
+            while self.step < recipe.steps:
+                logged = self._one_step(feed)
+                self.step += 1
+                if self.step % recipe.log_every == 0 or self.step == recipe.steps:
+                    self._report(logged)
+                if self.step < recipe.steps:
+                    self._pause(logged)
         self._check_weights()
         return self.last
 
@@ -165,20 +171,43 @@ class Trainer:
         if stop:
             raise Interrupted(f"stopped at step {self.step} of {self.recipe.steps}; a checkpoint is saved")
 
-    def _one_step(self) -> dict[str, Tensor]:
+    def _micro_batches(self) -> list[tuple[int, int]]:
+        """Cut this process's share of the global batch into (first position, images) of each forward pass."""
+        first, images = self.processes.share(self.recipe.global_batch)
+        size = self.recipe.micro_batch
+        return [(first + begin, min(size, images - begin)) for begin in range(0, images, size)]
+
+    def _begins(self, phase: str) -> bool:
+        """Say whether a phase fetches its own batches: phases share the forward pass of a single micro-batch."""
+        single = self.recipe.global_batch <= self.recipe.micro_batch  # the same for any number of processes
+        return not single or phase == self.objective.phases[0]
+
+    def _schedule(self) -> Iterator[tuple[int, int]]:
+        """Yield the (start, count) of every batch to come, in the order in which the steps ask for them."""
+        micro = self._micro_batches()
+        for step in range(self.step, self.recipe.steps):
+            for phase in self.objective.phases:
+                if self._begins(phase):
+                    yield from ((step * self.recipe.global_batch + begin, count) for begin, count in micro)
+
+    def _load(self, place: tuple[int, int]) -> tuple[Any, NoiseSource]:
+        """Load the images at the given positions, ahead of their step."""
+        start, count = place
+        noise = NoiseSource(self.recipe.seed, start, count, self.device)
+        return self.batches.load(self.order.indices(start, count), np.arange(start, start + count), noise), noise
+
+    def _one_step(self, feed: Generator[tuple[tuple[int, int], tuple[Any, NoiseSource]], None, None]) -> dict[str, Tensor]:
         """Do one optimizer step of every phase on one global batch; returns this process's part of the scalars to log."""
         recipe = self.recipe
         factor = learning_rate_factor(self.step, recipe.steps, recipe.warmup_steps)
-        first, images = self.processes.share(recipe.global_batch)
-        start = self.step * recipe.global_batch + first
-        micro = [(begin, min(recipe.micro_batch, images - begin)) for begin in range(0, images, recipe.micro_batch)]
-        single = recipe.global_batch <= recipe.micro_batch  # the same for any number of processes
+        micro = self._micro_batches()
         logged: dict[str, Tensor] = {}
         for phase in self.objective.phases:
             optimizer, stepped = self.optimizers[phase], False
-            for begin, count in micro:
-                if not single or phase == self.objective.phases[0]:  # phases share the forward pass of a single micro-batch
-                    self._begin(start + begin, count)
+            for number, (_, count) in enumerate(micro):
+                if self._begins(phase):
+                    _, (loaded, noise) = next(feed)
+                    self._begin(loaded, noise)
                 loss, scalars = self._loss(phase)
                 share = count / recipe.global_batch
                 if loss is not None:
@@ -190,17 +219,15 @@ class Trainer:
                 if not stepped:
                     optimizer.zero_grad(set_to_none=True)
                     stepped = True
-                self.sums[phase].backward(loss * share if share < 1 else loss, last=begin + count == images)
+                self.sums[phase].backward(loss * share if share < 1 else loss, last=number == len(micro) - 1)
             if stepped:
                 self.sums[phase].finish()
                 self._update(phase, optimizer, factor)
         return logged
 
-    def _begin(self, start: int, count: int) -> None:
-        """Fetch the images at the given positions and hand them to the objective."""
-        noise = NoiseSource(self.recipe.seed, start, count, self.device)
-        indices = self.order.indices(start, count)
-        batch = self.batches.batch(indices, np.arange(start, start + count), noise)
+    def _begin(self, loaded: Any, noise: NoiseSource) -> None:
+        """Hand a loaded batch to the objective."""
+        batch = self.batches.finish(loaded, noise)
         with self._autocast():
             self.objective.begin_step(batch, noise, self.step / self.recipe.steps)
 

@@ -62,7 +62,10 @@ class Rows:
 
     images = 50
 
-    def batch(self, indices: np.ndarray, positions: np.ndarray, noise: Any) -> dict[str, Tensor]:
+    def load(self, indices: np.ndarray, positions: np.ndarray, noise: Any) -> np.ndarray:
+        return indices
+
+    def finish(self, indices: np.ndarray, noise: Any) -> dict[str, Tensor]:
         rows = torch.from_numpy(np.stack([np.sin(np.arange(6) * (index + 1)) for index in indices])).float()
         return {"images": rows, "indices": torch.from_numpy(indices)}
 

@@ -97,7 +97,8 @@ def losses(trainer: Trainer, phase: str, batches: int = 4) -> float:
     for number in range(batches):
         start = number * BATCH
         noise = NoiseSource(trainer.recipe.seed, start, BATCH)
-        batch = trainer.batches.batch(trainer.order.indices(start, BATCH), np.arange(start, start + BATCH), noise)
+        loaded = trainer.batches.load(trainer.order.indices(start, BATCH), np.arange(start, start + BATCH), noise)
+        batch = trainer.batches.finish(loaded, noise)
         trainer.objective.begin_step(batch, noise, 0.0)
         loss, _ = trainer.objective.loss(phase)
         assert loss is not None

@@ -5,7 +5,7 @@ import time
 
 import pytest
 
-from ablation.data.prefetch import ahead
+from ablation.train.prefetch import ahead
 
 
 def test_items_come_in_order_and_are_loaded_by_another_thread():
