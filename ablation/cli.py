@@ -19,7 +19,9 @@ from ablation.commands.slurm import cancel, retry
 from ablation.commands.verify import verify
 from ablation.errors import EXIT_INTERRUPTED, EXIT_JOB_FAILED, EXIT_OK, EXIT_USAGE, AblationError
 from ablation.options import (
+    AcceleratorOption,
     ControlsOption,
+    CostOption,
     DataOption,
     DesignOption,
     GridOption,
@@ -119,13 +121,21 @@ def plan(
     name: NameOption = None,
     controls: ControlsOption = True,
     sesoi: SesoiOption = None,
+    cost: CostOption = False,
+    accelerator: AcceleratorOption = None,
     as_json: JsonOption = False,
 ) -> None:
-    """List every job with what would happen to it and why; nothing runs."""
+    """List every job with what would happen to it and why, or with --cost what it takes; nothing runs."""
     from ablation.plan import decide
 
     study = study_of(through, design, table, only, grid, scale, data, settings, seeds, stages, runs, name, controls, sesoi)
-    print_plan(study, decide(study.plan, study.store), as_json)
+    decisions = decide(study.plan, study.store)
+    if cost or accelerator:
+        from ablation.commands.plan_cost import print_cost
+
+        print_cost(study, decisions, accelerator, as_json)
+        return
+    print_plan(study, decisions, as_json)
 
 
 @app.command()

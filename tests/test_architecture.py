@@ -43,6 +43,9 @@ LAYERS = (
     "verify",
     "status",
     "launch",
+    "rates",
+    "pricing",
+    "calibration",
     "effects",
     "export",
     "scaffold",
@@ -60,7 +63,7 @@ LAYERS = (
 LIGHT = (
     "errors config store keys stage discover cost checks design layouts plan study collect results_folder verify status terminal cli "
     "data.folder_index data.storage commands.cache "
-    "denoiser.sizes commands.report commands.verify data.fingerprint data.sources "
+    "rates pricing denoiser.sizes commands.plan_cost commands.report commands.verify data.fingerprint data.sources "
     "diffusion.feasible tokenizers.checks launch.base launch.inline launch.local launch.watch launch.worker "
     "launch.together commands.slurm "
     "scaffold execute api commands.check commands.new_stage "

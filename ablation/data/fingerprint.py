@@ -33,7 +33,9 @@ def fingerprint(data: DataConfig, cache: Path | None = None) -> dict[str, str]:
     Raises DataError for an unknown source, a missing path, an empty folder, and one class only.
     """
     sources.check_source(data)
-    if data.source == "scenes":
+    if declared := sources.declared(data):
+        digests = {split: _digest(["declared", split, *map(str, declared)]) for split in sources.SPLITS}
+    elif data.source == "scenes":
         digests = _scenes(data)
     elif data.source == "fashion_mnist":
         digests = {split: _digest(map(_idx_identity, files)) for split, files in locate_fashion_mnist(data, cache).items()}

@@ -172,6 +172,8 @@ def open_images(data: DataConfig, split: Split, cache: Path | None = None, *, st
     each time, by so many threads. Raises DataError with the fix for data that is missing, damaged, too small, or of one class.
     """
     sources.check_source(data)
+    if sources.declared(data):
+        raise DataError(f"data.source '{data.source}' has no images: it is for planning", "Give the folder of images with --data.")
     wanted = data.train_images if split == "train" else data.test_images
     if data.source == "scenes":
         images = _open_scenes(data, split, wanted if wanted is not None else sources.SCENE_COUNTS[split], cache)

