@@ -15,7 +15,9 @@ from ablation.errors import ArtifactError, ConfigError
 from ablation.store import DONE, PREDICTIONS, Store, write_text
 
 SCHEMA = 1
-ROLES = ("tokenizer", "encode", "train", "probe", "fid")
+ROLES = ("tokenizer", "encode", "train", "probe", "fid", "finetune")
+OWN_METRIC = {"fid": "fid", "finetune": "finetune_top1"}
+"""Jobs whose failure leaves the probe's numbers standing, and the metric that is then missing."""
 ANSWERED = ("linear_probe_top1", "knn_top1")
 """The metrics whose answers a probe keeps, in the order of its file."""
 SETTLED = ("failed", "diverged", "skipped")
@@ -70,8 +72,8 @@ def _record(store: Store, study: Mapping[str, Any], cell: Mapping[str, Any]) -> 
         if job is None:
             continue
         found = store.state(job)
-        if found.name != "done" and role == "fid" and state == "done":  # the probe's numbers stand without it
-            holes["fid"] = [found.name if found.name in SETTLED else "missing", found.reason or f"fid {found.name}"]
+        if found.name != "done" and role in OWN_METRIC and state == "done":
+            holes[OWN_METRIC[role]] = [found.name if found.name in SETTLED else "missing", found.reason or f"{role} {found.name}"]
             continue
         if found.name != "done":
             if state == "done" or (state not in SETTLED and found.name in SETTLED):

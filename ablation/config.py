@@ -158,6 +158,38 @@ class FidConfig(Section):
     precision: Precision = Field("fp32", description="arithmetic of sampling")
 
 
+class FinetuneConfig(Section):
+    """End-to-end fine-tuning of the encoder half by MAE's recipe; "paper" is this study's text, "MAE" what it refers to."""
+
+    enabled: bool = Field(False, description="also fine-tune every trained network; off, none of this is read")
+    epochs: float = Field(100.0, ge=0, description="passes over the training images (paper; ignored when steps is set)")
+    steps: int | None = Field(None, ge=1, description="gradient steps; overrides epochs (our choice, for small runs)")
+    global_batch: int = Field(
+        1024, ge=2, multiple_of=2, description="images per step over all devices; even, as images are mixed in pairs (paper)"
+    )
+    base_lr: float = Field(1e-3, gt=0, description="lr is base_lr x global_batch / 256 (paper: lr 4e-3 at 1024)")
+    warmup_fraction: float = Field(0.05, ge=0, le=1, description="share of training with linear warm-up (MAE: 5 of 100 epochs)")
+    weight_decay: float = Field(0.05, ge=0, description="AdamW weight decay, not on biases, norms and positions (paper)")
+    layer_decay: float = Field(
+        0.65, gt=0, le=1, description="factor on the learning rate from each layer to the one below (paper: 0.65 for L, 0.85 for B)"
+    )
+    beta1: float = Field(0.9, ge=0, lt=1, description="AdamW beta 1 (MAE)")
+    beta2: float = Field(0.999, ge=0, lt=1, description="AdamW beta 2 (MAE)")
+    drop_path: float = Field(0.1, ge=0, lt=1, description="stochastic depth of the last block, falling linearly to 0 at the first (paper)")
+    rand_augment: str | None = Field(
+        "rand-m9-mstd0.5-inc1", description="timm's RandAugment, magnitude 9, deviation 0.5 (paper); none is off"
+    )
+    random_erasing: float = Field(
+        0.25, ge=0, le=1, description="share of training images with a rectangle of noise (MAE; the paper does not name it)"
+    )
+    mixup: float = Field(0.8, ge=0, description="alpha of MixUp (paper); 0 is off")
+    cutmix: float = Field(1.0, ge=0, description="alpha of CutMix (paper); 0 is off")
+    label_smoothing: float = Field(0.1, ge=0, lt=1, description="share of the target spread over all classes (MAE)")
+    ema_decay: float = Field(0.9999, ge=0, lt=1, description="decay of the weights' moving average, which is measured (paper)")
+    clip_grad: float | None = Field(None, gt=0, description="clip the gradient's global norm (MAE: off)")
+    precision: Precision = Field("bf16", description="arithmetic of matrix products (our choice)")
+
+
 class Config(Section):
     """One resolved configuration: what one cell of a table is trained and measured with."""
 
@@ -168,6 +200,7 @@ class Config(Section):
     train: TrainConfig = TrainConfig()
     probe: ProbeConfig = ProbeConfig()
     fid: FidConfig = FidConfig()
+    finetune: FinetuneConfig = FinetuneConfig()
 
     @property
     def tokens(self) -> int:

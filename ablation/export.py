@@ -35,7 +35,7 @@ def export(store: Store, cell: Mapping[str, Any], target: str, out: Path) -> str
     train = cell["jobs"].get("train")
     if train is None or store.state(train).name != "done":
         raise ConfigError(f"cell '{cell['id']}' has no finished training", "Run the study first; `ablate status` shows how far it is.")
-    io = _job_io(store, train)
+    io = job_io(store, train)
     config = io.config
     denoiser = load_denoiser(store.artifact(train, DENOISER_AVERAGE if config.probe.weights == "ema" else DENOISER))
     setting = load_setting(io, io.inputs["encode"], io.ancestor("encode", "tokenizer"))
@@ -80,7 +80,7 @@ def _silent(*said: object) -> None:
     """Say nothing."""
 
 
-def _job_io(store: Store, job_id: str) -> JobIO:
+def job_io(store: Store, job_id: str) -> JobIO:
     """Build the view of a finished job that loading its inputs needs, on the CPU."""
     spec = store.spec(job_id)
     if spec is None:

@@ -18,7 +18,7 @@ from ablation.config import Config, field_names, get_value
 EXCLUDED = ("data.path", "tokenizer.perceptual_path", "fid.extractor_path", "denoiser.init_path")
 """Settings that say where something lies, never what it is; no key contains them."""
 
-KIND_VERSIONS = {"reference": 1, "tokenizer": 1, "encode": 1, "train": 1, "probe": 1, "fid": 1}
+KIND_VERSIONS = {"reference": 1, "tokenizer": 1, "encode": 1, "train": 1, "probe": 1, "fid": 1, "finetune": 1, "checkpoint": 1}
 """Job kinds in the order in which a cell runs them; raise a number when a kind's results change meaning."""
 
 _DATA = ("data.source", "data.image_size", "data.train_images", "data.scene_seed")
@@ -37,6 +37,7 @@ _SCHEDULE_READS = {
 }
 _FID_READS = tuple(f"fid.{name}" for name in ("samples", "sampler", "sampler_steps", "guidance", "weights", "precision"))
 _PROBE_BOTH = ("block", "timestep", "noisy_input", "input", "weights", "held_out", "neighbours", "knn_temperature", "precision")
+_CHECKPOINT_PROBE = ("held_out", "neighbours", "knn_temperature", "precision")
 _PROBE_EPOCHS = ("optimizer", "base_lr", "global_batch", "epochs", "warmup_epochs")
 
 
@@ -69,6 +70,12 @@ def _reads(kind: str, config: Config) -> list[str]:
         names = _PROBE_BOTH + (_PROBE_EPOCHS if config.probe.mode == "epochs" else ("weight_decays",))
         crops = ["data.crop_source_size"] if config.probe.mode == "epochs" else []
         return [*_DATA, *_TEST, *crops, "probe.mode", *(f"probe.{name}" for name in names)]
+    if kind == "finetune":
+        return [*_DATA, *_TEST, "data.horizontal_flip", "data.crop_source_size", *_finetune(config)]
+    if kind == "checkpoint":
+        names = _CHECKPOINT_PROBE + (_PROBE_EPOCHS if config.probe.mode == "epochs" else ("weight_decays",))
+        crops = ["data.crop_source_size"] if config.probe.mode == "epochs" else []
+        return [*_DATA, *_TEST, *crops, "data.horizontal_flip", "probe.mode", *(f"probe.{name}" for name in names)]
     return ["fid.extractor", *_FID_READS]
 
 
@@ -85,6 +92,13 @@ def _tokenizer_fit(config: Config) -> list[str]:
     if tokenizer.adversarial_weight == 0:
         off |= {"adversarial_start", "discriminator_lr_ratio"}
     return [*read, "data.horizontal_flip", *(f"tokenizer.{name}" for name in type(tokenizer).model_fields if name not in off)]
+
+
+def _finetune(config: Config) -> list[str]:
+    """List what fine-tuning reads: its own settings, and which encoder the probe would measure."""
+    off = ("enabled", "epochs" if config.finetune.steps is not None else "steps")
+    names = [f"finetune.{name}" for name in type(config.finetune).model_fields if name not in off]
+    return ["probe.block", "probe.timestep", "probe.input", "probe.weights", *names]
 
 
 def _train(config: Config) -> list[str]:

@@ -16,7 +16,7 @@ from ablation.keys import KIND_VERSIONS, changed_key, changed_settings, job_slic
 from ablation.stage import StageTree
 from ablation.store import JobState, Store
 
-SEEDED = {"tokenizer", "train", "probe", "fid"}
+SEEDED = {"tokenizer", "train", "probe", "fid", "finetune"}
 
 
 @dataclass(frozen=True)
@@ -115,6 +115,8 @@ def _cell_jobs(maker: _JobMaker, cell: Cell, prints: dict[str, str]) -> dict[str
     add("probe", "train")
     if "reference" in made:
         add("fid", "train", "reference")
+    if config.finetune.enabled:
+        add("finetune", "train")
     return made
 
 

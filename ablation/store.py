@@ -35,7 +35,7 @@ SLURM = "slurm.json"
 TOKENIZER, STATISTICS, REFERENCE = "tokenizer.safetensors", "statistics.safetensors", "reference.safetensors"
 LATENTS, IMAGE_CACHE = "latents.json", "images.json"
 DENOISER, DENOISER_AVERAGE = "denoiser.safetensors", "denoiser-average.safetensors"
-PREDICTIONS, SAMPLES = "correct.npy", "samples.png"
+PREDICTIONS, SAMPLES, CLASSIFIER = "correct.npy", "samples.png", "classifier.safetensors"
 CHECKPOINT_PREFIX = "checkpoint-"
 UNFINISHED = ".tmp"
 

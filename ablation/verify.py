@@ -62,7 +62,8 @@ def derived_metrics(folder: Path) -> dict[str, float]:
             correct = np.load(folder / PREDICTIONS, allow_pickle=False)
         except (OSError, ValueError) as error:
             raise ArtifactError(f"{folder / PREDICTIONS} is unreadable: {error}", "Run the job again.") from None
-        found |= {metric: 100 * float(correct[row].mean()) for metric, row in ROWS.items() if correct.ndim == 2 and row < len(correct)}
+        rows = {"finetune_top1": 0} if folder.name.startswith("finetune-") else ROWS
+        found |= {metric: 100 * float(correct[row].mean()) for metric, row in rows.items() if correct.ndim == 2 and row < len(correct)}
     if folder.name.startswith("train-") and (folder / CURVE).is_file():
         losses = [json.loads(line)["loss"] for line in (folder / CURVE).read_text(encoding="utf-8").splitlines()]
         tail = losses[-max(1, len(losses) // 10) :]

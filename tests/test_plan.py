@@ -131,7 +131,7 @@ def test_seeds_and_data_are_in_every_key_that_reads_them(smoke_tree):
 
 def test_golden_keys(smoke_tree):
     """A key that moves orphans every result of its kind: move it knowingly, by a version in KIND_VERSIONS."""
-    assert list(KIND_VERSIONS) == ["reference", "tokenizer", "encode", "train", "probe", "fid"]
+    assert list(KIND_VERSIONS) == ["reference", "tokenizer", "encode", "train", "probe", "fid", "finetune", "checkpoint"]
     config = apply(smoke_tree.resolve("predict_original"), {"train.steps": 300})
     assert canonical_json(job_slice("train", config))[:80] == canonical_json(job_slice("train", config))[:80]
 

@@ -27,6 +27,9 @@ CONFIG, WEIGHTS = "config.json", "model.safetensors"
 ARCHITECTURE = "vit_base_patch16_224"
 """The entry of timm's registry that model_args are applied to; they override its size."""
 
+HEAD_STD = 2e-5
+"""Spread of a fresh head's weights, as MAE's: the first steps move the head and leave the encoder alone."""
+
 FIX = "Give a folder that was written as an exported ViT, complete and unchanged."
 
 
@@ -88,7 +91,8 @@ def _fold(model: DiT, time: float, patch_size: int, weight: Tensor, bias: Tensor
     now = torch.full((1,), float(time), device=model.position.device)
     modulation = model.block_modulation(now)[0].cpu().double()  # (depth, 6, width)
     weight, bias = weight.detach().cpu().double(), bias.detach().cpu().double()
-    patch = (exact("embed.weight") @ weight).unflatten(1, (patch_size, patch_size, 3)).permute(0, 3, 1, 2)  # (width, 3, p, p)
+    channels = weight.shape[1] // patch_size**2
+    patch = (exact("embed.weight") @ weight).unflatten(1, (patch_size, patch_size, channels)).permute(0, 3, 1, 2)  # (width, c, p, p)
     folded = {
         "pos_embed": model.position.cpu(),
         "patch_embed.proj.weight": patch,
@@ -106,6 +110,26 @@ def _fold(model: DiT, time: float, patch_size: int, weight: Tensor, bias: Tensor
                 value = exact(f"{block}.{gated}.{kind}")
                 folded[f"{block}.{gated}.{kind}"] = gate[:, None] * value if kind == "weight" else gate * value
     return {name: value.float() for name, value in folded.items()}
+
+
+def export_classifier(model: DiT, time: float, num_classes: int, drop_path: float, depth: int | None = None) -> VisionTransformer:
+    """Turn the encoder into a trainable timm VisionTransformer on maps of its input tokens (B, in_dim, grid, grid), with a head.
+
+    As MAE's for fine-tuning: the tokens' mean, a norm, a linear head of small weights drawn from torch's random state, and
+    stochastic depth rising linearly to `drop_path` at the last block. Arguments otherwise as in export_vit.
+    """
+    arch = model.architecture
+    depth = arch.encoder_depth if depth is None else depth
+    if not 1 <= depth <= arch.depth:
+        raise ConfigError(f"depth {depth} of the exported encoder", f"The network has blocks 1 to {arch.depth}.")
+    arguments = _arguments(arch.grid, 1, arch.width, depth, arch.heads, num_classes) | {"final_norm": True, "fc_norm": True}
+    vit = VisionTransformer(**arguments, in_chans=arch.in_dim, drop_path_rate=drop_path)
+    torch.nn.init.trunc_normal_(vit.head.weight, std=HEAD_STD)
+    torch.nn.init.zeros_(vit.head.bias)
+    folded = _fold(model, time, 1, torch.eye(arch.in_dim), torch.zeros(arch.in_dim), depth)
+    fresh = {name: value for name, value in vit.state_dict().items() if name.startswith(("fc_norm.", "head."))}
+    vit.load_state_dict({**folded, **fresh})
+    return vit
 
 
 def save_vit(vit: VisionTransformer, path: Path) -> None:

@@ -36,7 +36,7 @@ class FeatureExtractor:
     @torch.no_grad()
     def __call__(self, raw: Tensor, images: Tensor | None, noise: NoiseSource | None = None) -> Tensor:
         """Return average-pooled features. raw (B, N, d), images (B, 3, H, W) where needed -> (B, width) float32."""
-        tokens = self._tokens(self.scaler(raw), images, noise)
+        tokens = self.tokens(self.scaler(raw), images, noise)
         t = torch.full((len(tokens),), self.cfg.timestep, dtype=torch.int64, device=self.device)
         with torch.autocast(self.device.type, dtype=torch.bfloat16, enabled=self.cfg.precision == "bf16"):
             time = self.process.network_time(t)
@@ -46,8 +46,8 @@ class FeatureExtractor:
                 features = self.denoiser.encode(tokens, time, blocks=[self.cfg.block])[0]  # (B, N, width)
         return features.float().mean(dim=1)  # (B, N, width) -> (B, width)
 
-    def _tokens(self, z0: Tensor, images: Tensor | None, noise: NoiseSource | None) -> Tensor:
-        """Build the network's input from scaled latents, and from pixels where it reads them."""
+    def tokens(self, z0: Tensor, images: Tensor | None, noise: NoiseSource | None) -> Tensor:
+        """Build the network's input (B, N, in_dim) from scaled latents (B, N, d), and from pixels where it reads them."""
         t = torch.full((len(z0),), self.cfg.timestep, dtype=torch.int64, device=self.device)
         epsilon = noise.normal("probe noise", tuple(z0.shape[1:])) if self.cfg.noisy_input and noise is not None else torch.zeros_like(z0)
         if self.process.input_space == "latent" or self.space is None:

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from ablation.report.intervals import Change, mean, paired_change, spread
 from ablation.report.results import Record, Row
 
-METRIC_NAMES = {"linear_probe_top1": "linear probe", "knn_top1": "kNN", "fid": "distance"}
+METRIC_NAMES = {"linear_probe_top1": "linear probe", "knn_top1": "kNN", "fid": "distance", "finetune_top1": "fine-tuning"}
 # A protocol field that only concerns sampling and its distance must not stop a comparison of two probes.
 DISTANCE_FIELDS = ("distance", "fid", "sampler", "guidance", "extractor", "reference")
 
@@ -83,6 +83,8 @@ def differing_fields(records: Sequence[Record], metric: str) -> tuple[str, ...]:
     names = sorted({name for record in records for name in record["protocol"]})
     if metric != "fid":
         names = [name for name in names if not name.startswith(DISTANCE_FIELDS)]
+    if not metric.startswith("finetune"):
+        names = [name for name in names if not name.startswith("finetune")]
     missing = object()
     return tuple(
         name for name in names if any(r["protocol"].get(name, missing) != records[0]["protocol"].get(name, missing) for r in records)

@@ -9,7 +9,7 @@ import time
 from collections.abc import Callable, Generator, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, Protocol, runtime_checkable
 
 import numpy as np
 import torch
@@ -40,6 +40,14 @@ class Objective(Protocol):
 
     def loss(self, phase: str) -> tuple[Tensor | None, dict[str, Tensor]]:
         """Return the mean loss over the batch and scalars to log; None skips the phase at this step."""
+
+
+@runtime_checkable
+class GroupedObjective(Protocol):
+    """An objective whose layers learn at different rates."""
+
+    def parameter_groups(self, phase: str) -> list[dict[str, Any]]:
+        """Return groups of a phase's parameters: "params", "lr_scale" (a factor on the rate), and "weight_decay"."""
 
 
 class Batches(Protocol):
@@ -117,7 +125,7 @@ class Trainer:
         self.averages = {name: Ema(self.modules[name], decay) for name, decay in recipe.ema_decay.items()}
         self.optimizers: dict[str, torch.optim.Optimizer] = {
             phase: torch.optim.AdamW(
-                objective.parameters(phase), lr=recipe.lr[phase], betas=recipe.betas, weight_decay=recipe.weight_decay, fused=True
+                _groups(objective, phase), lr=recipe.lr[phase], betas=recipe.betas, weight_decay=recipe.weight_decay, fused=True
             )
             for phase in objective.phases
         }
@@ -245,7 +253,7 @@ class Trainer:
         if self.recipe.clip_grad is not None:
             nn.utils.clip_grad_norm_(self.objective.parameters(phase), self.recipe.clip_grad)
         for group in optimizer.param_groups:
-            group["lr"] = self.recipe.lr[phase] * factor
+            group["lr"] = self.recipe.lr[phase] * factor * group["lr_scale"]
         optimizer.step()
         if phase == self.objective.phases[0]:
             for average in self.averages.values():
@@ -282,6 +290,13 @@ class Trainer:
         self._check_weights()
         if self.processes.lead:
             save_checkpoint(self.folder, self.step, self.modules, self.optimizers, self.averages)
+
+
+def _groups(objective: Objective, phase: str) -> list[dict[str, Any]]:
+    """Return a phase's parameters as the optimizer's groups: one, or those of an objective that gives layers their own rates."""
+    if isinstance(objective, GroupedObjective):
+        return [{"lr_scale": 1.0, **group} for group in objective.parameter_groups(phase)]
+    return [{"params": objective.parameters(phase), "lr_scale": 1.0}]
 
 
 class _Curve:

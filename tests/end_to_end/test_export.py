@@ -15,7 +15,7 @@ from safetensors.torch import load_file
 from ablation.data.latents import to_tensor
 from ablation.denoiser.export import load_vit
 from ablation.evaluation.features import extract
-from ablation.export import _job_io
+from ablation.export import job_io
 from ablation.jobs.parts import images_of, load_setting
 from ablation.jobs.probe import make_extractor
 from ablation.store import Store
@@ -44,7 +44,7 @@ def test_the_exported_vit_gives_the_probed_features(study, ablate: Callable[...,
     answer = ablate("export", stage, "--runs", store.root, "--out", tmp_path / "vit")
     assert answer.code == 0, answer.err
     vit = load_vit(tmp_path / "vit")
-    probe = _job_io(store, cells[stage]["jobs"]["probe"])
+    probe = job_io(store, cells[stage]["jobs"]["probe"])
     setting = load_setting(probe, probe.ancestor("train", "encode"), probe.ancestor("train", "encode", "tokenizer"))
     images = images_of(probe, "test")
     extractor = make_extractor(probe, setting, images.num_classes)

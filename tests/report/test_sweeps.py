@@ -55,7 +55,7 @@ def test_every_definition_says_what_the_paper_has() -> None:
                 found.add(entry.table)
     assert found == {
         "4", "figure_5", "augmentation", "training_length", "model_size", "timestep", "encoder_depth", "target_by_tokenizer", "sigma",
-        "residual_weight", "fid",
+        "residual_weight", "fid", "finetune",
     }  # fmt: skip
 
 
