@@ -20,6 +20,7 @@ from ablation.commands.verify import verify
 from ablation.errors import EXIT_INTERRUPTED, EXIT_JOB_FAILED, EXIT_OK, EXIT_USAGE, AblationError
 from ablation.options import (
     AcceleratorOption,
+    AmongOption,
     ControlsOption,
     CostOption,
     DataOption,
@@ -29,6 +30,7 @@ from ablation.options import (
     LauncherOption,
     NameOption,
     OnlyOption,
+    OrdersOption,
     ParallelOption,
     PartitionOption,
     ProcessesOption,
@@ -123,12 +125,14 @@ def plan(
     sesoi: SesoiOption = None,
     cost: CostOption = False,
     accelerator: AcceleratorOption = None,
+    among: AmongOption = None,
+    orders: OrdersOption = None,
     as_json: JsonOption = False,
 ) -> None:
     """List every job with what would happen to it and why, or with --cost what it takes; nothing runs."""
     from ablation.plan import decide
 
-    study = study_of(through, design, table, only, grid, scale, data, settings, seeds, stages, runs, name, controls, sesoi)
+    study = study_of(through, design, table, only, grid, scale, data, settings, seeds, stages, runs, name, controls, sesoi, among, orders)
     decisions = decide(study.plan, study.store)
     if cost or accelerator:
         from ablation.commands.plan_cost import print_cost
@@ -154,6 +158,8 @@ def run(
     name: NameOption = None,
     controls: ControlsOption = True,
     sesoi: SesoiOption = None,
+    among: AmongOption = None,
+    orders: OrdersOption = None,
     launcher: LauncherOption = "local",
     parallel: ParallelOption = None,
     processes: ProcessesOption = 1,
@@ -166,7 +172,7 @@ def run(
     wait: Annotated[bool, typer.Option("--wait", help="slurm: follow the jobs to their end.")] = False,
 ) -> None:
     """Run a study; the same command again reuses what is finished and resumes what was interrupted."""
-    study = study_of(through, design, table, only, grid, scale, data, settings, seeds, stages, runs, name, controls, sesoi)
+    study = study_of(through, design, table, only, grid, scale, data, settings, seeds, stages, runs, name, controls, sesoi, among, orders)
     print_notes(study)
     if launcher == "slurm":
         from ablation.launch.slurm_commands import follow, submit_study

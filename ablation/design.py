@@ -7,6 +7,7 @@ ladder         each stage on top of all before it
 add_one        the root and one stage alone
 leave_one_out  the path applied again without one stage
 put_back       the final model with the settings that one stage changed set back to what they were before it
+shapley        the path with every feasible selection of some of its stages
 
 Equal configurations are one cell, whichever designs ask for it. This module is light.
 """
@@ -25,7 +26,7 @@ from ablation.keys import digest
 from ablation.stage import Stage, StageTree
 
 CONTROLS = ("random_init", "pca_features")
-DESIGNS = ("ladder", "leave_one_out", "add_one", "put_back")
+DESIGNS = ("ladder", "leave_one_out", "add_one", "put_back", "shapley")
 
 
 @dataclass(frozen=True)
@@ -33,13 +34,17 @@ class Role:
     """What a cell stands for in a design over the path to `through`.
 
     `stage` is the stage under test, or None for the cell that the design's others are compared with; `remark` says what else
-    the cell undoes.
+    the cell undoes. In the design shapley, `steps` are the chosen stages that are there, `orders` the numbers of the sampled
+    orders that pass through (empty: all orders are wanted), of `total` feasible ones.
     """
 
     design: str
     through: str
     stage: str | None
     remark: str = ""
+    steps: tuple[str, ...] = ()
+    orders: tuple[int, ...] = ()
+    total: int = 0
 
 
 @dataclass(frozen=True)

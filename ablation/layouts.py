@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -60,16 +60,24 @@ class Route:
 
 
 def design_cells(
-    tree: StageTree, through: str, designs: Sequence[str], seeds: Sequence[int], settings: Mapping[str, Any]
+    tree: StageTree,
+    through: str,
+    designs: Sequence[str],
+    seeds: Sequence[int],
+    settings: Mapping[str, Any],
+    coalitions: Callable[[Route], list[Variant]] | None = None,
 ) -> tuple[list[Cell], list[LeftOut]]:
-    """Return the cells of designs over the path to a stage, equal configurations as one cell, and what has no cell and why."""
+    """Return the cells of designs over the path to a stage, equal configurations as one cell, and what has no cell and why.
+
+    coalitions: makes the variants of the design shapley, whose stages have to be chosen.
+    """
     if unknown := [name for name in designs if name not in DESIGNS]:
         raise ConfigError(f"unknown design '{unknown[0]}'", nearest(unknown[0], DESIGNS))
     route = Route(tree, through, settings)
     ladder(tree, through, seeds, settings)  # raises where the path itself cannot run with these settings
     found: list[Variant | LeftOut] = []
     for design in dict.fromkeys(designs):
-        found += _LAYOUTS[design](route)
+        found += _LAYOUTS[design](route) if design in _LAYOUTS else coalitions(route) if coalitions else []
     left_out = [one for one in found if isinstance(one, LeftOut)]
     variants: dict[tuple[str, tuple[tuple[str, Any], ...]], list[Variant]] = {}
     for one in found:

@@ -30,8 +30,17 @@ DesignOption = Annotated[
     typer.Option(
         "--design",
         metavar="NAME",
-        help="What to lay over the path: ladder, add_one, leave_one_out, put_back; repeatable, or several with commas. [default: ladder]",
+        help="Laid over the path: ladder, add_one, leave_one_out, put_back, shapley; repeatable, or with commas. [default: ladder]",
     ),
+]
+AmongOption = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--among", metavar="STAGE", help="shapley: the stages that come and go; repeatable, or with commas. [default: the path's]"
+    ),
+]
+OrdersOption = Annotated[
+    int | None, typer.Option("--orders", metavar="M", min=2, help="shapley: sample so many feasible orders. [default: every selection]")
 ]
 SesoiOption = Annotated[
     float | None,
@@ -86,6 +95,8 @@ def study_of(
     name: str | None,
     controls: bool,
     sesoi: float | None = None,
+    among: list[str] | None = None,
+    orders: int | None = None,
 ) -> Study:
     """Turn the options that say what to study into a resolved study."""
     from ablation.study import Request, parse_designs, parse_grid, parse_seeds, parse_settings, prepare
@@ -105,5 +116,7 @@ def study_of(
         name=name,
         with_controls=controls,
         smallest_effect=sesoi,
+        among=tuple(name.strip() for text in among or () for name in text.split(",")),
+        orders=orders,
     )
     return prepare(request)

@@ -10,12 +10,13 @@ import subprocess
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
-from functools import lru_cache
+from functools import lru_cache, partial
 from pathlib import Path
 from typing import Any, get_args
 
 import yaml
 
+from ablation.coalitions import coalition_variants
 from ablation.config import Config, apply, diff, field_type
 from ablation.data.sources import declared
 from ablation.design import DESIGNS, Cell, controls, grid, ladder, make_cell, silenced_changes
@@ -43,6 +44,8 @@ class Request:
     only: tuple[str, ...] = ()
     grid: Mapping[str, Sequence[Any]] = field(default_factory=dict)
     designs: tuple[str, ...] = ()
+    among: tuple[str, ...] = ()  # the stages whose selections the design shapley is about; none: all of the path
+    orders: int | None = None  # how many of their orders to sample; None: all selections
     scale: str | None = None
     data: str | None = None
     settings: Mapping[str, Any] = field(default_factory=dict)
@@ -137,12 +140,15 @@ class Study:
         """Say in words what a cell is."""
         if cell.control:
             return CONTROL_TITLES[cell.control]
+        if any(role.design == "shapley" for role in cell.roles) and all(role.stage is None for role in cell.roles) and cell.overrides:
+            steps = next(role.steps for role in cell.roles if role.design == "shapley")
+            return f"of the chosen stages {', '.join(steps) or 'none'}"
         stands_for = [f"{ROLE_WORDS[role.design]} {role.stage}" for role in cell.roles if role.stage and role.design in ROLE_WORDS]
         return "; ".join(stands_for) if stands_for and cell.overrides else self.tree.stage(cell.stage).title
 
     def _changes(self, cell: Cell) -> dict[str, tuple[Any, Any]]:
         """Return a stage's diff on its parent, without a grid's settings; of a design's cell, its diff on what it is compared with."""
-        role = next((role for role in cell.roles if role.stage), None)
+        role = next((role for role in cell.roles if role.stage or role.design == "shapley"), None)
         path = self.tree.path(cell.stage)
         if role and cell.overrides:
             return diff(self._resolved(path[0].name if role.design == "add_one" else role.through), cell.config)
@@ -331,7 +337,10 @@ def _design_cells(request: Request, tree: StageTree, settings: Mapping[str, Any]
     through = request.through or "predict_original"
     tree.stage(through)
     notes += silenced_changes(tree, through, settings)
-    cells, left_out = design_cells(tree, through, request.designs, request.seeds, settings)
+    if (request.among or request.orders) and "shapley" not in request.designs:
+        raise ConfigError("--among and --orders say what --design shapley is about", "Add --design shapley, or leave them out.")
+    coalitions = partial(coalition_variants, among=request.among, orders=request.orders)
+    cells, left_out = design_cells(tree, through, request.designs, request.seeds, settings, coalitions)
     notes += [f"left out: {hole}" for hole in left_out]
     beside = [design for design in request.designs if design != "ladder"]
     return cells, "-".join([through, *beside])

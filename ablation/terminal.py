@@ -15,6 +15,7 @@ if TYPE_CHECKING:
 
     from rich.console import Console
 
+    from ablation.design import Role
     from ablation.plan import Decision, Plan
     from ablation.stage import StageTree
     from ablation.study import Study
@@ -193,13 +194,20 @@ def print_plan(study: Study, decisions: Mapping[str, Decision], as_json: bool) -
         console().print(f"of these, {controls} cells are controls; without them {len(rows_only)} jobs instead of {unshared}")
 
 
+def _stands_for(role: Role) -> str:
+    """Say in words what a cell is to a design."""
+    if role.design == "shapley":
+        return f"shapley with {' + '.join(role.steps) or 'none of the stages'}"
+    return f"{role.design} of {role.stage}" if role.stage else f"reference of {role.design}"
+
+
 def print_designs(plan: Plan) -> None:
     """Print what each configuration stands for, where a study has more than the ladder; seeds alike are one line."""
     if all(role.design == "ladder" for cell in plan.cells.values() for role in cell.roles):
         return
     rows: dict[str, tuple[str, str, str]] = {}
     for cell in plan.cells.values():
-        parts = [f"{role.design} of {role.stage}" if role.stage else f"reference of {role.design}" for role in cell.roles]
+        parts = [_stands_for(role) for role in cell.roles]
         remarks = dict.fromkeys(role.remark for role in cell.roles if role.remark)
         if parts:
             rows.setdefault(cell.id.rpartition("-s")[0], (cell.id, plain(", ".join(parts)), plain("; ".join(remarks))))

@@ -33,6 +33,7 @@ LAYERS = (
     "checks",
     "design",
     "layouts",
+    "coalitions",
     "report",
     "plan",
     "jobs",
@@ -64,7 +65,7 @@ LIGHT = (
     "errors config store keys stage discover cost checks design layouts plan study collect results_folder verify status terminal cli "
     "data.folder_index data.storage commands.cache "
     "rates pricing denoiser.sizes commands.plan_cost commands.report commands.verify data.fingerprint data.sources "
-    "diffusion.feasible tokenizers.checks launch.base launch.inline launch.local launch.watch launch.worker "
+    "coalitions diffusion.feasible tokenizers.checks launch.base launch.inline launch.local launch.watch launch.worker "
     "launch.together commands.slurm "
     "scaffold execute api commands.check commands.new_stage "
     "merge ready_studies"

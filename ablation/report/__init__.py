@@ -35,6 +35,7 @@ def _tables(
 ) -> tuple[Table, ...]:
     """Build the tables of checked records: the paper's three, the tests of their steps, and every ready study a record belongs to."""
     from ablation.report.definitions import load_steps_definition
+    from ablation.report.design_tables import design_tables
     from ablation.report.step_tables import step_tables
     from ablation.report.sweeps import sweep_table, sweeps_of
     from ablation.report.tables import grid_table, ladder_table
@@ -49,8 +50,14 @@ def _tables(
         if not sweeps or _has_rows(possible, one)
     ]
     ladder = any(table.number in ("1", "3") for table in numbered)
-    tests = step_tables(possible, definitions, load_steps_definition(), published, footer) if ladder else ()
-    return (*numbered, *tests, *(sweep_table(sweep, published, footer) for sweep in sweeps))
+    steps = load_steps_definition()
+    tests = step_tables(possible, definitions, steps, published, footer) if ladder else ()
+    return (
+        *numbered,
+        *tests,
+        *design_tables(possible, definitions, steps, footer),
+        *(sweep_table(sweep, published, footer) for sweep in sweeps),
+    )
 
 
 def _has_rows(records: tuple[Record, ...], definition: TableDefinition) -> bool:

@@ -19,6 +19,7 @@ from ablation.report.cells import (
     signed,
 )
 from ablation.report.definitions import StepsDefinition, TableDefinition
+from ablation.report.design_records import has_ladder
 from ablation.report.images import ImageTest
 from ablation.report.intervals import Change, mean
 from ablation.report.measures import measure
@@ -173,7 +174,7 @@ def step_tables(
 ) -> tuple[Table, ...]:
     """Build the step tests and, where answers are stored, the same steps image by image; nothing without two rows of a ladder."""
     rows = whole_trajectory(records, definitions)
-    if sum(bool(row.records) for row in rows) < 2:
+    if sum(bool(row.records) for row in rows) < 2 or not has_ladder(records):
         return ()
     margin, chosen = smallest_effect(records, steps)
     tests = ladder_tests(rows, margin, steps.metric)
