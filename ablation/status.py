@@ -10,13 +10,13 @@ from typing import Any
 
 from ablation.errors import AblationError, ConfigError, nearest
 from ablation.keys import content_key
-from ablation.store import CURVE, LOG, JobState, Store
+from ablation.store import ATTEMPTS, CURVE, LOG, JobState, Store
 
 POLL_SECONDS = 0.5
 
 
 def cell_states(store: Store, document: Mapping[str, Any], state_of: Callable[[str], JobState] | None = None) -> list[dict[str, Any]]:
-    """Return each cell's state, its jobs' states, attempts, last loss, probe accuracy and reason.
+    """Return each cell's state, its jobs' states, attempts, seconds computed, last loss, probe accuracy, log and reason.
 
     state_of: where jobs' states come from; None: their own files.
     """
@@ -41,10 +41,33 @@ def _cell_state(store: Store, cell: Mapping[str, Any], state_of: Callable[[str],
         "state": overall,
         "jobs": {role: state.name for role, state in states.items()},
         "attempts": max(store.attempts(job) for job in cell["jobs"].values()),
+        "elapsed": sum(elapsed(store, job, states[role]) for role, job in cell["jobs"].items()),
         "loss": last_loss(store, train) if train else None,
         "probe": probe,
+        "log": telling_log(store, cell["jobs"], states),
         "reason": reason,
     }
+
+
+def elapsed(store: Store, job_id: str, state: JobState) -> float:
+    """Return the seconds that a finished job took, or that a running one has taken since it last started."""
+    if state.name not in ("done", "running"):
+        return 0.0
+    try:
+        if state.name == "done":
+            return float(store.done(job_id)["cost"]["wall_seconds"])
+        lines = (store.job_folder(job_id) / ATTEMPTS).read_text(encoding="utf-8").splitlines()
+        starts = [json.loads(line)["time"] for line in lines if '"started"' in line]
+        return max(0.0, round(time.time() - float(starts[-1]), 1))
+    except (OSError, IndexError, ValueError, KeyError):
+        return 0.0
+
+
+def telling_log(store: Store, jobs: Mapping[str, str], states: Mapping[str, JobState]) -> str | None:
+    """Return the log of the job that a cell is at: one that runs or failed, else the last that has written any."""
+    written = {role: store.job_folder(job) / LOG for role, job in jobs.items() if (store.job_folder(job) / LOG).exists()}
+    at = [role for name in ("running", "failed", "diverged") for role in written if states[role].name == name]
+    return str(written[at[0] if at else list(written)[-1]]) if written else None
 
 
 def last_loss(store: Store, job_id: str) -> float | None:

@@ -225,14 +225,22 @@ def print_status(study: str, root: Path, cells: Sequence[Mapping[str, Any]], as_
             coloured(cell["state"], STATE_STYLES),
             *(coloured(cell["jobs"].get(role, "-"), STATE_STYLES) for role in ROLES),
             str(cell["attempts"]),
+            clock(cell["elapsed"]),
             number(cell["loss"], 4),
             number(cell["probe"], 1),
+            plain(cell["log"] or "").removeprefix(f"{root}/"),
             plain(cell["reason"]),
         )
         for cell in cells
     ]
     console().print(f"study [bold]{plain(study)}[/] in {plain(root)}", soft_wrap=True)
-    print_table(("cell", "state", *ROLES, "attempts", "loss", "probe %", "why"), rows)
+    print_table(("cell", "state", *ROLES, "tries", "time", "loss", "probe %", "log", "why"), rows)
+
+
+def clock(seconds: float) -> str:
+    """Format a time as hours, minutes and seconds, or nothing where there is none."""
+    minutes, rest = divmod(round(seconds), 60)
+    return f"{minutes // 60}:{minutes % 60:02d}:{rest:02d}" if seconds else ""
 
 
 def say(text: str) -> None:

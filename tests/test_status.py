@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import threading
+import time
 from pathlib import Path
 
 import pytest
@@ -46,6 +47,25 @@ def test_a_cell_is_new_then_waiting_then_done(study):
     done = state(study)
     assert (done["state"], done["probe"], set(done["jobs"].values())) == ("done", 30.0, {"done"})
     assert state(study, "drop_class_conditioning-s0")["state"] == "waiting"
+
+
+def test_time_and_log_are_those_of_what_a_cell_is_at(study):
+    """Finished jobs count with what they took, a running one since it last started; the log is that of what runs or failed."""
+    roles = study.plan.roles["baseline-s0"]
+    assert (state(study)["elapsed"], state(study)["log"]) == (0.0, None)
+    study.store.mark_done(roles["tokenizer"], {**FINISHED, "cost": {"wall_seconds": 20.5}})
+    study.store.log(roles["tokenizer"], "done")
+    assert state(study)["elapsed"] == 20.5
+    assert state(study)["log"] == str(study.store.job_folder(roles["tokenizer"]) / "job.log")
+    with study.store.lock(roles["train"]):
+        study.store.log(roles["probe"], "a word")
+        study.store.log(roles["train"], "started")
+        (study.store.job_folder(roles["train"]) / "attempts.jsonl").write_text(
+            "".join(json.dumps({"event": "started", "time": time.time() - ago}) + "\n" for ago in (500, 100))
+        )
+        found = state(study)
+    assert found["elapsed"] == pytest.approx(120.5, abs=5)
+    assert found["log"] == str(study.store.job_folder(roles["train"]) / "job.log")
 
 
 @pytest.mark.parametrize("name", ["failed", "diverged"])

@@ -13,10 +13,14 @@ from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationEr
 from ablation.discover import read_yaml
 from ablation.errors import ConfigError, nearest
 from ablation.keys import KIND_VERSIONS
+from ablation.launch.together import TOGETHER
 
 BUILT_IN = Path(__file__).with_name("resources.yaml")
 KINDS = (*KIND_VERSIONS, "report")
-RESERVED = ("array", "dependency", "kill-on-invalid-dep", "job-name", "comment", "output", "error", "signal", "requeue", "export")
+RESERVED = (
+    *("array", "dependency", "kill-on-invalid-dep", "job-name", "comment", "output", "error", "signal", "requeue", "export"),
+    *("nodes", "ntasks", "ntasks-per-node", "cpus-per-task"),  # nodes, tasks_per_node, pack and cpus are for these
+)
 """sbatch options that the launcher sets itself; a resource file may not."""
 
 
@@ -65,11 +69,14 @@ class Resources(BaseModel):
     account: str | None = None
     qos: str | None = None
     constraint: str | None = None
-    gpus: Annotated[int, Field(ge=0)] | Annotated[str, Field(pattern=r"^[A-Za-z0-9_.-]+:\d+$")] = 0  # a count, or "type:count"
-    cpus: int = Field(1, ge=1)
-    memory: str | None = Field(None, pattern=r"^\d+[KMGT]?$")  # of the node's, in MiB without a unit
+    nodes: int = Field(1, ge=1)  # that share one training
+    tasks_per_node: int = Field(1, ge=1)  # processes on each of them
+    pack: int = Field(1, ge=1)  # jobs that run side by side as one SLURM job
+    gpus: Annotated[int, Field(ge=0)] | Annotated[str, Field(pattern=r"^[A-Za-z0-9_.-]+:\d+$")] = 0  # of a node: a count, or "type:count"
+    cpus: int = Field(1, ge=1)  # of a process
+    memory: str | None = Field(None, pattern=r"^\d+[KMGT]?$")  # of a node, in MiB without a unit
     time: Annotated[int, BeforeValidator(minutes), Field(ge=1)] = 60  # minutes
-    threads: int | None = Field(None, ge=1)  # CPU threads of the job; None: one for each CPU
+    threads: int | None = Field(None, ge=1)  # CPU threads of a process; None: one for each CPU
     array_parallelism: int = Field(256, ge=1)  # tasks of one array running at once
     signal_seconds: int = Field(120, ge=5)  # how long before the time limit the job is told to save
     checkpoint_seconds: float = Field(60.0, ge=0)  # between checkpoints of a training, whatever the signals
@@ -78,6 +85,16 @@ class Resources(BaseModel):
     setup: tuple[str, ...] = ()  # shell lines before the job, such as `module load cuda`
     srun: tuple[str, ...] = ()  # further srun arguments
     sbatch: Mapping[str, str | int | bool] = Field(default_factory=dict)  # further sbatch options, by their long names
+
+    @property
+    def processes(self) -> int:
+        """How many processes share one training."""
+        return self.nodes * self.tasks_per_node
+
+    @property
+    def gpu_count(self) -> int:
+        """How many GPUs are asked for on each node."""
+        return int(str(self.gpus).rpartition(":")[2])
 
 
 class ResourceFile(BaseModel):
@@ -140,7 +157,24 @@ def _validated(kind: str, values: dict[str, Any], where: str) -> Resources:
     for name in resources.sbatch:
         if name.lstrip("-").replace("_", "-") in RESERVED:
             raise ConfigError(f"{where}, {kind}: sbatch option '{name}' is set by the launcher", f"Leave out {', '.join(RESERVED)}.")
+    if problem := _misfit(kind, resources):
+        raise ConfigError(f"{where}, {kind}: {problem[0]}", problem[1])
     return resources
+
+
+def _misfit(kind: str, wanted: Resources) -> tuple[str, str] | None:
+    """Return what a kind of job cannot make use of, and the fix."""
+    if wanted.processes > 1 and kind not in TOGETHER:
+        able = " and ".join(TOGETHER)
+        return f"a {kind} job is one process, so nodes and tasks_per_node must be 1", f"Set them for {able}, as in train.tasks_per_node=4."
+    if wanted.pack > 1 and kind == "report":
+        return "there is one report job, so pack must be 1", "Set pack for the other kinds, as in train.pack=4."
+    if wanted.pack > 1 and wanted.processes > 1:
+        return f"pack={wanted.pack} puts several jobs on one node, nodes and tasks_per_node one job on several", "Choose one of them."
+    if wanted.tasks_per_node > 1 and wanted.gpu_count not in (0, wanted.tasks_per_node):
+        count, tasks = wanted.gpu_count, wanted.tasks_per_node
+        return f"gpus={count} does not fit tasks_per_node={tasks}: each process uses one GPU", f"Use gpus={tasks}, or 0."
+    return None
 
 
 def _known(values: Mapping[str, Any], valid: Sequence[str], where: str) -> None:
@@ -171,8 +205,8 @@ def sbatch_options(wanted: Resources) -> dict[str, str | int | bool]:
         "cpus-per-task": wanted.cpus,
         "mem": wanted.memory,
         "time": wanted.time,
-        "nodes": 1,
-        "ntasks-per-node": 1,
+        "nodes": wanted.nodes,
+        "ntasks-per-node": wanted.tasks_per_node * wanted.pack,
     }
     own = {name.lstrip("-").replace("_", "-"): value for name, value in wanted.sbatch.items() if value is not False}
     return {name: value for name, value in {**named, **own}.items() if value is not None}

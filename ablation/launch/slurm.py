@@ -11,6 +11,7 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import os
+import random
 import time
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
@@ -21,7 +22,7 @@ from ablation.errors import ConfigError
 from ablation.keys import KIND_VERSIONS
 from ablation.launch.resources import ResourceFile, Resources, sbatch_options
 from ablation.launch.slurm_checks import check_requests, setting
-from ablation.launch.slurm_graph import Node, descendants, partition
+from ablation.launch.slurm_graph import Node, Tasks, descendants, partition
 from ablation.launch.slurm_groups import (
     REPORT,
     Group,
@@ -34,9 +35,10 @@ from ablation.launch.slurm_groups import (
     record_submission,
     write_group,
 )
-from ablation.launch.slurm_job import work
+from ablation.launch.slurm_job import SETTLED, work
 from ablation.launch.slurm_state import SlurmError, ask_queue, command, ranges, words
 from ablation.launch.snapshot import code_folder, take_snapshot
+from ablation.launch.together import check_shares
 from ablation.store import Store, atomic_path
 
 LOCK_SECONDS = 600.0
@@ -44,6 +46,7 @@ LEAKS = ("SLURM_", "SBATCH_", "SRUN_", "SALLOC_", "SUBMITIT_", "PMI_", "PMIX_", 
 RANKS = ("RANK", "WORLD_SIZE", "LOCAL_RANK", "LOCAL_WORLD_SIZE", "NODE_RANK", "GROUP_RANK")
 LEAKING = (*RANKS, "MASTER_ADDR", "MASTER_PORT", "CUDA_VISIBLE_DEVICES")
 KEPT = ("SLURM_CONF", "SLURM_CLUSTERS")
+PORTS = (10000, 30000)
 
 
 @dataclass
@@ -114,6 +117,8 @@ class SlurmLauncher:
         new = {job: node for job, node in waiting.items() if job not in live}
         if not new and self._live_report():
             return result
+        for job, node in new.items():
+            check_shares(node.kind, self.store.spec(job), self.resources.kinds[node.kind].processes)
         check_requests(self.resources, {node.kind for node in new.values()} | {REPORT})
         snapshot = str(take_snapshot(self.store.root, self.resources.include))
         self._pin_sources(new)
@@ -129,21 +134,21 @@ class SlurmLauncher:
                 for job, node in new.items()
                 if node.kind == kind
             }
-            for tasks, array, dependency in partition(parents, largest):
-                group = self._group(
-                    kind, tasks, array, dependency, {job: children[job] for job in tasks.values() if children[job]}, snapshot
-                )
+            for tasks, array, dependency in partition(parents, largest, self.resources.kinds[kind].pack):
+                below = {job: children[job] for jobs_of in tasks.values() for job in jobs_of if children[job]}
+                group = self._group(kind, tasks, array, dependency, below, snapshot)
                 slurm_id = self._call(group, cluster)
-                result.calls, result.submitted = result.calls + 1, result.submitted + len(tasks)
-                result.tasks |= {job: group.task_id(slurm_id, index) for index, job in tasks.items()}
+                handed = {job: group.task_id(slurm_id, index) for index, jobs_of in tasks.items() for job in jobs_of}
+                result.calls, result.submitted = result.calls + 1, result.submitted + len(handed)
+                result.tasks |= handed
         mains = sorted({task.partition("_")[0] for task in result.tasks.values()}, key=int)
         after = f"afterany:{':'.join(mains)}" if mains else ""
-        self._call(self._group(REPORT, {"0": REPORT}, False, after, {}, snapshot), cluster)
+        self._call(self._group(REPORT, {"0": (REPORT,)}, False, after, {}, snapshot), cluster)
         result.calls += 1
         return result
 
     def _group(
-        self, kind: str, tasks: Mapping[str, str], array: bool, dependency: str, children: Mapping[str, tuple[str, ...]], snapshot: str
+        self, kind: str, tasks: Tasks, array: bool, dependency: str, children: Mapping[str, tuple[str, ...]], snapshot: str
     ) -> Group:
         """Describe one sbatch call."""
         wanted = self.resources.kinds[kind].model_dump(mode="json")
@@ -194,6 +199,8 @@ class SlurmLauncher:
         for job, record in records.items():
             task = found.get(record["task"])
             if task is None or task.name != record["name"] or not task.live:
+                continue
+            if record.get("packed") and self.store.state(job).name in SETTLED:  # it has ended; the task goes on for the others
                 continue
             if task.stuck and task.reason == "DependencyNeverSatisfied":
                 command("scancel", task.id)
@@ -253,11 +260,14 @@ def submitit_parameters(group: Group, folder: Path) -> dict[str, Any]:
     pattern = "%A_%a" if group.array else "%j"
     options["output"] = str(folder / f"{pattern}.out")
     threads = wanted.threads or wanted.cpus
+    together = ["--kill-on-bad-exit=1"] if wanted.processes > 1 else ["--kill-on-bad-exit=0"]
     setup = [
         *wanted.setup,
         f"export PYTHONPATH={code_folder(Path(group.snapshot))}",
         "export PYTHONSAFEPATH=1",  # else the working directory comes first, and with it the edited code
         f"export PYTHONHASHSEED=0 OMP_NUM_THREADS={threads}",
+        # one of several packed jobs may fail without taking along what waits for the others: our files say which
+        *(["trap 'exit 0' EXIT"] if wanted.pack > 1 else []),
     ]
     return {
         "job_name": group.name,
@@ -268,9 +278,40 @@ def submitit_parameters(group: Group, folder: Path) -> dict[str, Any]:
         "stderr_to_stdout": True,
         "setup": setup,
         # a step no longer inherits its job's CPUs since SLURM 22.05
-        "srun_args": [f"--output={folder}/{pattern}.out", f"--cpus-per-task={wanted.cpus}", *wanted.srun],
+        "srun_args": [
+            f"--output={folder}/{pattern}.out",
+            f"--cpus-per-task={wanted.cpus}",
+            *together,  # else the other processes of a training run on when one fails (SLURM's default)
+            "--wait=0",  # and here nobody is ended because another has finished
+            *wanted.srun,
+        ],
         "additional_parameters": options,
     }
+
+
+@dataclass(frozen=True)
+class Place:
+    """Which of a job's processes this one is."""
+
+    rank: int
+    size: int
+    local_rank: int
+    host: str  # of rank 0
+    port: int
+
+
+def place_of_process() -> Place:
+    """Return this process's place, as submitit's distributed environment has it.
+
+    It is read and not exported: export() would overwrite CUDA_VISIBLE_DEVICES by the local rank, so that two jobs on a node share
+    GPU 0, and fails where the submitter had a MASTER_PORT. Its port may lie among the ephemeral ones (from 32768 on); ours does
+    not, and differs from restart to restart.
+    """
+    from submitit.helpers import TorchDistributedEnvironment
+
+    found = TorchDistributedEnvironment()
+    seed = f"{os.environ['SLURM_JOB_ID']}-{os.environ.get('SLURM_RESTART_COUNT', '0')}"
+    return Place(found.rank, found.world_size, found.local_rank, found.master_addr, random.Random(seed).randrange(*PORTS))
 
 
 def _own_words(text: str) -> str:

@@ -14,7 +14,7 @@ from ablation.launch.resources import ResourceFile, load_resources
 from ablation.launch.slurm_graph import Node
 from ablation.launch.slurm_groups import last_task
 from ablation.launch.slurm_state import SlurmError, ask_queue, command
-from ablation.launch.slurm_status import ENDED_BADLY, SlurmStates, report_tasks
+from ablation.launch.slurm_status import ENDED_BADLY, SETTLED, SlurmStates, report_tasks
 from ablation.status import cell_states
 from ablation.store import LOG, Store, read_json, write_json
 from ablation.study import Study, write_plan
@@ -66,7 +66,6 @@ def slurm_cells(store: Store, document: Mapping[str, Any], known: SlurmStates | 
         tasks = {role: record for role, job in entry["jobs"].items() if (record := last_task(store, job)) is not None}
         seen = [known.tasks[job] for job in entry["jobs"].values() if job in known.tasks]
         cell["slurm"] = {role: record["task"] for role, record in tasks.items()}
-        cell["elapsed"] = next((task.elapsed for task in seen if task.state == "RUNNING"), None)
         cell["node"] = next((task.node for task in seen if task.state == "RUNNING"), None)
         cell["logs"] = {role: str(store.job_folder(job) / LOG) for role, job in entry["jobs"].items()}
     return cells, known.problem
@@ -79,7 +78,7 @@ def follow(store: Store, document: Mapping[str, Any], show: Callable[[list[dict[
     while True:
         try:
             cells, problem = slurm_cells(store, document, known)
-            now = repr((cells, problem))
+            now = repr(([{**cell, "elapsed": None} for cell in cells], problem))  # time alone is no news
             if now != last:
                 show(cells, problem)
                 last = now
@@ -113,17 +112,29 @@ def chosen_jobs(document: Mapping[str, Any], stage: str | None) -> list[str]:
 
 
 def cancel(store: Store, document: Mapping[str, Any], stage: str | None) -> list[str]:
-    """Cancel the queued and running tasks of a study, or of one stage, and return the jobs; shared jobs go on for the others."""
+    """Cancel the queued and running tasks of a study, or of one stage, and return the jobs; shared jobs go on for the others.
+
+    A job that is packed with jobs of other stages ends by itself, within seconds, and leaves them alone.
+    """
     records = {job: record for job in chosen_jobs(document, stage) if (record := last_task(store, job)) is not None}
     found = ask_queue(record["name"] for record in records.values())
     live = {job: record["task"] for job, record in records.items() if record["task"] in found and found[record["task"]].live}
+    live = {job: task for job, task in live.items() if not (records[job]["packed"] and store.state(job).name in SETTLED)}
     for job in live:  # before scancel, so that a job that is told to stop finds it
         store.mark_failed(job, "cancelled", f"`ablate cancel` at {time.strftime('%Y-%m-%d %H:%M:%S')}")
+    shared = {task for job in chosen_jobs(document, None) if job not in live and (task := _unfinished_task(store, job))}
     reports = report_tasks(store, document["name"]) if stage is None else {}
-    tasks = [*live.values(), *(task for task, known in ask_queue(name for _, name in reports.values()).items() if known.live)]
+    tasks = [task for task in live.values() if task not in shared]
+    tasks += [task for task, known in ask_queue(name for _, name in reports.values()).items() if known.live]
     if tasks:
-        command("scancel", *tasks, seconds=60)
+        command("scancel", *dict.fromkeys(tasks), seconds=60)
     return list(live)
+
+
+def _unfinished_task(store: Store, job: str) -> str | None:
+    """Return the task of a job that has not ended, if it was ever given one."""
+    record = last_task(store, job)
+    return record["task"] if record is not None and store.state(job).name not in SETTLED else None
 
 
 def retry(store: Store, document: Mapping[str, Any], stage: str | None, say: Callable[[str], None]) -> Submission:

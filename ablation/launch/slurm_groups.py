@@ -13,7 +13,7 @@ from __future__ import annotations
 import contextlib
 import secrets
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -29,12 +29,12 @@ REPORT = "report"
 
 @dataclass(frozen=True)
 class Group:
-    """Jobs of one kind handed to SLURM in one call: a job, or an array with one task for each."""
+    """Jobs of one kind handed to SLURM in one call: a task, or an array of tasks, each with one job or with several packed ones."""
 
     token: str
     study: str
     kind: str
-    tasks: Mapping[str, str]  # array index (a text, as JSON has it; "0" for a single job) -> job id
+    tasks: Mapping[str, Sequence[str]]  # array index (a text, as JSON has it; "0" for a single task) -> job ids
     array: bool
     dependency: str
     descendants: Mapping[str, tuple[str, ...]]  # job id -> everything that needs its output
@@ -47,6 +47,11 @@ class Group:
     def name(self) -> str:
         """The SLURM job name; no other submission ever has it."""
         return f"ablate-{self.kind}-{self.token}"
+
+    @property
+    def packed(self) -> bool:
+        """Say whether a task may hold several jobs."""
+        return bool(self.resources["pack"] > 1)
 
     def task_id(self, slurm_id: str, index: str) -> str:
         """Return the SLURM id of one task."""
@@ -97,8 +102,8 @@ def record_submission(store: Store, group: Group, slurm_id: str, cluster: str) -
     """Write a submitted group's SLURM id beside it and into the folders of its jobs; the first write covers all tasks."""
     submitted = {"slurm_id": slurm_id, "cluster": cluster, "time": time.time()}
     write_json(group_folder(store, group.study, group.token) / SUBMITTED, submitted)
-    for index, job_id in group.tasks.items():
-        if group.kind != REPORT:
+    for index, jobs in group.tasks.items():
+        for job_id in jobs if group.kind != REPORT else ():
             record_task(store, group, job_id, group.task_id(slurm_id, index), cluster)
 
 
@@ -106,7 +111,15 @@ def record_task(store: Store, group: Group, job_id: str, task: str, cluster: str
     """Write which SLURM task a job was given."""
     write_json(
         store.job_folder(job_id) / SLURM,
-        {"task": task, "name": group.name, "token": group.token, "study": group.study, "cluster": cluster, "submitted": group.created},
+        {
+            "task": task,
+            "name": group.name,
+            "token": group.token,
+            "study": group.study,
+            "cluster": cluster,
+            "submitted": group.created,
+            "packed": group.packed,
+        },
     )
 
 

@@ -15,23 +15,25 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
 import ablation
-from ablation.errors import AblationError, ArtifactError
+from ablation.errors import AblationError, ArtifactError, LostProcessError
+from ablation.launch.resources import Resources
 from ablation.launch.slurm_groups import REPORT, Group, read_group, record_task
 from ablation.launch.slurm_state import SlurmError, command, own_state
 from ablation.launch.snapshot import check_snapshot
-from ablation.launch.worker import StopFlag, file_progress, run_job
-from ablation.store import ATTEMPTS, CHECKPOINT_PREFIX, Store
+from ablation.launch.worker import Gather, StopFlag, file_progress, follow_job, run_job
+from ablation.store import ATTEMPTS, CHECKPOINT_PREFIX, FAILED, Store, read_json
 
 LOCK_POLL_SECONDS = 1.0
 INPUT_PATIENCE_SECONDS = 15.0
 """How long an input that another node has just written may take to be seen here."""
 END_PATIENCE_SECONDS = 300.0
 """How long a stopped job waits for SLURM to end it, after a requeue or a cancellation that is under way."""
+PACKED_POLL_SECONDS = 5.0
 SETTLED = ("failed", "diverged", "skipped", "cancelled")
 
 
@@ -53,12 +55,20 @@ class JobStop(StopFlag):
 
 
 def work(runs: str, folder: str) -> None:
-    """Run the task of a submitted group that this SLURM job or array task is; ends the process."""
+    """Run the task of a submitted group that this SLURM job or array task is; ends the process.
+
+    A task is one process with one job; or one of several processes that share a job's training; or one of several processes with
+    a packed job each.
+    """
     stop = JobStop()
     stop.install()
     store, group = Store(Path(runs)), read_group(Path(folder))
     index = os.environ["SLURM_ARRAY_TASK_ID"] if group.array else "0"
-    job_id, task = group.tasks[index], group.task_id(os.environ["SLURM_ARRAY_JOB_ID" if group.array else "SLURM_JOB_ID"], index)
+    jobs, task = group.tasks[index], group.task_id(os.environ["SLURM_ARRAY_JOB_ID" if group.array else "SLURM_JOB_ID"], index)
+    place = int(os.environ["SLURM_PROCID"]) if group.packed else 0
+    if place >= len(jobs):  # the last task of an array may have fewer jobs than the others
+        sys.exit(0)
+    job_id = jobs[place]
     try:
         check_snapshot(Path(group.snapshot), str(ablation.__file__))
     except AblationError as error:
@@ -68,15 +78,52 @@ def work(runs: str, folder: str) -> None:
         sys.exit(1)
     if group.kind == REPORT:
         sys.exit(0 if _report(store, group) else 1)
+    if Resources(**group.resources).processes > 1:
+        sys.exit(_share(store, group, job_id, task, stop))
     sys.exit(0 if _attempt(store, group, job_id, task, stop) else 1)
 
 
-def _attempt(store: Store, group: Group, job_id: str, task: str, stop: JobStop) -> bool:
+def _share(store: Store, group: Group, job_id: str, task: str, stop: JobStop) -> int:
+    """Run a job, or take part in it, as one of several processes; returns the exit code.
+
+    A process that fails by itself ends with 1, upon which srun ends the others (kill-on-bad-exit). Where all end at the same step,
+    only the lead's code counts, so that it is left to record how and to ask for a requeue.
+    """
+    from ablation.launch.slurm import place_of_process
+    from ablation.train.distributed import Meeting, leave
+
+    place = place_of_process()
+    if store.state(job_id).name == "done":
+        return 0
+    try:
+        meeting = Meeting(place.rank, place.size, place.local_rank, place.host, place.port)
+    except LostProcessError as error:
+        if place.rank == 0:
+            _settle(store, group, job_id, "failed", str(error))
+        return 1
+    if place.rank == 0:
+        done = _attempt(store, group, job_id, task, stop, meeting.begin)
+        if not meeting.begun:
+            meeting.end()
+    else:
+        if not meeting.called(stop):
+            return 0
+        _compute(group)
+        done = follow_job(store, job_id, stop, group.resources["checkpoint_seconds"], meeting.begin, place.rank) == "done"
+    if not done:
+        sys.stdout.flush()
+        leave(1)
+    return 0
+
+
+def _attempt(store: Store, group: Group, job_id: str, task: str, stop: JobStop, gather: Gather | None = None) -> bool:
     """Run a job once; returns whether it is done."""
     record_task(store, group, job_id, task, os.environ.get("SLURM_CLUSTER_NAME", ""))
     restart = int(os.environ.get("SLURM_RESTART_COUNT", "0"))
     if store.state(job_id).name == "done":
         return True
+    if group.packed and _ended_before(store, job_id, restart):
+        return False
     refused = _note_attempt(store, group, job_id, task, restart)
     if refused:
         return _settle(store, group, job_id, "failed", refused)
@@ -84,22 +131,48 @@ def _attempt(store: Store, group: Group, job_id: str, task: str, stop: JobStop) 
         found = store.state(parent)
         return _settle(store, group, job_id, "skipped", f"parent {found.name}: {parent}{f' ({found.reason})' if found.reason else ''}")
     _compute(group)
-    progress = file_progress(store, job_id)
-    while (state := run_job(store, job_id, progress, stop, group.resources["checkpoint_seconds"])) == "running":
-        holder = store.holder(job_id)
-        print(f"{job_id} is held by {holder}; waiting", flush=True)
-        deadline = time.monotonic() + 30 * LOCK_POLL_SECONDS
-        while store.holder(job_id) == holder and time.monotonic() < deadline and not stop():
-            time.sleep(LOCK_POLL_SECONDS)
-        if stop():
-            state = "interrupted"
-            break
-    if state == "interrupted":
-        _stopped(store, job_id, task, stop)
+    should_stop = PackedStop(store, job_id, stop) if group.packed else stop
+    state = _run(store, group, job_id, should_stop, gather)
+    if state in ("interrupted", "lost"):
+        _stopped(store, job_id, task, stop, state)
         return False
     if state in SETTLED:
         skip_descendants(store, group, job_id)
     return state == "done"
+
+
+def _run(store: Store, group: Group, job_id: str, should_stop: Callable[[], bool], gather: Gather | None) -> str:
+    """Run a job, once whoever holds it is gone, and return its state."""
+    progress = file_progress(store, job_id)
+    while (state := run_job(store, job_id, progress, should_stop, group.resources["checkpoint_seconds"], gather)) == "running":
+        holder = store.holder(job_id)
+        print(f"{job_id} is held by {holder}; waiting", flush=True)
+        deadline = time.monotonic() + 30 * LOCK_POLL_SECONDS
+        while store.holder(job_id) == holder and time.monotonic() < deadline and not should_stop():
+            time.sleep(LOCK_POLL_SECONDS)
+        if should_stop():
+            return "interrupted"
+    return state
+
+
+def _ended_before(store: Store, job_id: str, restart: int) -> bool:
+    """Say whether a packed job was cancelled on its own, or had failed before its task was restarted for the others."""
+    state = store.state(job_id).name
+    return state == "cancelled" or (restart > 0 and state in SETTLED)
+
+
+class PackedStop:
+    """Asks a packed job to stop: with its whole task, or because it alone was cancelled, which only its own files tell."""
+
+    def __init__(self, store: Store, job_id: str, stop: JobStop) -> None:
+        self.store, self.job_id, self.stop = store, job_id, stop
+        self.asked = 0.0
+
+    def __call__(self) -> bool:
+        if not self.stop() and time.monotonic() - self.asked > PACKED_POLL_SECONDS:
+            self.asked = time.monotonic()
+            self.stop.set = cancelled(self.store, self.job_id)
+        return self.stop()
 
 
 def _compute(group: Group) -> None:
@@ -193,29 +266,42 @@ def skip_descendants(store: Store, group: Group, job_id: str) -> None:
             store.mark_failed(child, "skipped", f"parent {found.name}: {job_id}")
 
 
-def _stopped(store: Store, job_id: str, task: str, stop: JobStop) -> None:
+def _stopped(store: Store, job_id: str, task: str, stop: JobStop, state: str) -> None:
     """Decide what becomes of a job stopped in the middle: back into the queue, unless somebody cancelled it.
 
     SIGUSR2 means that the time is nearly over: requeue. SIGTERM alone is preemption while the controller still calls the job
-    running, and a cancellation once it does not.
+    running, and a cancellation once it does not. Without a signal, another process of the training was lost, as with its node.
     """
+    if cancelled(store, job_id):
+        return
     asked = signal.SIGUSR2 in stop.signals
-    state = "RUNNING" if asked else own_state()
-    names = ", ".join(sorted(signal.Signals(number).name for number in stop.signals))
-    if state == "RUNNING":
-        why = "time limit near" if asked else "preempted"
+    known = "RUNNING" if asked else own_state()
+    names = ", ".join(sorted(signal.Signals(number).name for number in stop.signals)) or "no signal"
+    if known == "RUNNING":
+        why = "time limit near" if asked else "another process was lost" if state == "lost" else "preempted"
         try:
             command("scontrol", "requeue", task, seconds=60)
             _note(store, job_id, {"event": "requeued", "reason": f"{why} ({names}); requeued"})
         except SlurmError as error:
-            _note(store, job_id, {"event": "stopped", "reason": f"{why} ({names}), and could not be requeued: {error.problem}"})
-            return
+            if own_state() == "RUNNING":
+                _note(store, job_id, {"event": "stopped", "reason": f"{why} ({names}), and could not be requeued: {error.problem}"})
+                return
+            _note(store, job_id, {"event": "requeued", "reason": f"{why} ({names}); its requeue is under way"})  # by a packed neighbour
     else:
-        _note(store, job_id, {"event": "stopped", "reason": f"ended by SLURM ({names}; {state or 'the controller does not answer'})"})
-        if state:
+        _note(store, job_id, {"event": "stopped", "reason": f"ended by SLURM ({names}; {known or 'the controller does not answer'})"})
+        if known:
             return
+    if state == "lost":  # SLURM ends the processes of a training together
+        return
     # Leaving by ourselves would count as an end of the job; SLURM ends it, and starts it again, in its own time.
     time.sleep(END_PATIENCE_SECONDS)
+
+
+def cancelled(store: Store, job_id: str) -> bool:
+    """Say whether `ablate cancel` has been asked for a job, also while it runs."""
+    with contextlib.suppress(ArtifactError, KeyError, TypeError):
+        return bool(read_json(store.job_folder(job_id) / FAILED)["state"] == "cancelled")
+    return False
 
 
 def _note(store: Store, job_id: str, entry: Mapping[str, Any]) -> None:

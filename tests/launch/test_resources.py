@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from ablation.errors import ConfigError
-from ablation.launch.resources import KINDS, load_resources, minutes
+from ablation.launch.resources import KINDS, load_resources, minutes, sbatch_options
 
 
 @pytest.mark.parametrize(
@@ -41,6 +41,14 @@ def test_a_users_defaults_win_over_the_built_in_kinds(tmp_path: Path) -> None:
         ("defaults: {cpus: many}", "cpus"),
         ("kinds: {train: {sbatch: {array: 0-3}}}", "'array'"),
         ("default: {gpus: 1}", "'default'"),
+        ("defaults: {nodes: 2}", "a reference job is one process, so nodes and tasks_per_node must be 1"),
+        ("kinds: {probe: {tasks_per_node: 2}}", "Set them for tokenizer and train"),
+        ("kinds: {train: {gpus: 1, tasks_per_node: 2}}", "gpus=1 does not fit tasks_per_node=2"),
+        ("kinds: {train: {gpus: 'a100:1', tasks_per_node: 2}}", "gpus=1 does not fit tasks_per_node=2"),
+        ("kinds: {train: {nodes: 2, pack: 2}}", "Choose one of them"),
+        ("kinds: {report: {pack: 2}}", "there is one report job"),
+        ("kinds: {train: {nodes: 0}}", "nodes"),
+        ("kinds: {train: {sbatch: {nodes: 2}}}", "'nodes'"),
         ("defaults: [gpus]", "not a mapping"),
         ("- gpus", "mapping"),
         ("defaults: {gpus: ", "not valid YAML"),
@@ -60,3 +68,12 @@ def test_a_wrong_file_is_one_line_naming_file_and_field(tmp_path: Path, content:
 def test_a_wrong_setting_is_refused(setting: str) -> None:
     with pytest.raises(ConfigError):
         load_resources(None, [setting])
+
+
+def test_what_sbatch_is_asked_for_by_shared_and_by_packed_jobs() -> None:
+    shared = load_resources(None, ["train.nodes=2", "train.tasks_per_node=4", "train.gpus=h100:4"]).kinds["train"]
+    assert shared.processes == 8
+    assert {"nodes": 2, "ntasks-per-node": 4, "gpus-per-node": "h100:4"}.items() <= sbatch_options(shared).items()
+    packed = load_resources(None, ["probe.pack=3"]).kinds["probe"]
+    assert packed.processes == 1
+    assert {"nodes": 1, "ntasks-per-node": 3, "gpus-per-node": 1}.items() <= sbatch_options(packed).items()

@@ -22,17 +22,18 @@ def waits_for(index: str, dependency: str) -> set[str]:
     return found
 
 
-@given(PARENTS, st.integers(7, 12))
-def test_every_job_once_and_waiting_for_its_own_parents_only(parents: list[list[str]], largest: int) -> None:
+@given(PARENTS, st.integers(7, 12), st.integers(1, 3))
+def test_every_job_once_and_waiting_for_its_own_parents_only(parents: list[list[str]], largest: int, pack: int) -> None:
     jobs = {f"job{place}": tasks for place, tasks in enumerate(parents)}
     seen: list[str] = []
-    for tasks, array, dependency in partition(jobs, largest):
+    for tasks, array, dependency in partition(jobs, largest, pack):
         assert array == (len(tasks) > 1)
         assert all(int(index) < largest for index in tasks)
         assert array or set(tasks) == {"0"}
-        for index, job in tasks.items():
-            seen.append(job)
-            assert waits_for(index, dependency) == set(jobs[job])
+        for index, packed in tasks.items():
+            assert 1 <= len(packed) <= pack
+            seen += packed
+            assert all(waits_for(index, dependency) == set(jobs[job]) for job in packed)
     assert sorted(seen) == sorted(jobs)
 
 
@@ -43,6 +44,20 @@ def test_a_grid_takes_one_call_for_each_kind() -> None:
     assert [(len(tasks), dependency) for tasks, _, dependency in second] == [(300, "aftercorr:8")]
     third = partition({f"fid{place}": [f"9_{place}", "4"] for place in range(300)}, 1001)
     assert [(len(tasks), dependency) for tasks, _, dependency in third] == [(300, "aftercorr:9,afterok:4")]
+
+
+def test_several_children_of_each_parent_take_as_many_calls_as_there_are_children_of_one() -> None:
+    calls = partition({f"train{place}": [f"8_{place // 3}"] for place in range(300)}, 1001)
+    assert [(len(tasks), dependency) for tasks, _, dependency in calls] == [(100, "aftercorr:8")] * 3
+
+
+def test_packed_jobs_wait_for_packed_parents() -> None:
+    first = partition({f"tokenizer{place}": [] for place in range(10)}, 1001, pack=4)
+    assert [[len(jobs) for jobs in tasks.values()] for tasks, _, _ in first] == [[4, 4, 2]]
+    second = partition({f"encode{place}": [f"8_{place // 4}"] for place in range(10)}, 1001, pack=4)
+    assert [([len(jobs) for jobs in tasks.values()], dependency) for tasks, _, dependency in second] == [([4, 4, 2], "aftercorr:8")]
+    alone = partition({f"train{place}": [f"9_{place // 4}"] for place in range(10)}, 1001)
+    assert [(len(tasks), dependency) for tasks, _, dependency in alone] == [(3, "aftercorr:9")] * 2 + [(2, "aftercorr:9")] * 2
 
 
 def test_descendants_reach_through_the_graph() -> None:

@@ -150,7 +150,7 @@ def test_two_shells_at_once_submit_once(cluster: Cluster, tmp_path: Path) -> Non
         ("train.gpus=9", "Requested node configuration is not available"),
         ("constraint=quantum", "Invalid feature specification"),
         ("fid.memory=900T", "Requested node configuration is not available"),
-        ("sbatch={nodes: 9}", "Requested node configuration is not available"),
+        ("train.nodes=9", "Requested node configuration is not available"),
     ],
 )
 def test_impossible_request_is_one_line_in_slurms_own_words(cluster: Cluster, tmp_path: Path, setting: str, words: str) -> None:
