@@ -12,71 +12,24 @@ from pathlib import Path
 
 import pytest
 from commands import ROOT, assert_equal_jobs, attempts, run, set_options, starts
-from slurm_cluster import CELL, ONE_CPU, Cluster, cell_command, job_of, status, submit_cell
+from slurm_cluster import (
+    BREAKS,
+    EVERY_STEP,
+    ONE_CPU,
+    Cluster,
+    assert_undisturbed,
+    cell_command,
+    job_of,
+    process_of,
+    status,
+    submit_cell,
+    task_of,
+    wait_for_training,
+)
 
 from ablation.store import Store
 
-pytestmark = [pytest.mark.slurm, pytest.mark.timeout(400)]
-
-EVERY_STEP = ("--resource", "checkpoint_seconds=0")
-
-
-BREAKS = """
-from ablation.stage import Stage
-from ablation.tokenizers.base import Tokenizer
-
-
-class Breaks(Tokenizer):
-    fit_kind = "closed_form"
-
-    def fit(self, batches):
-        raise RuntimeError("broken on purpose")
-
-    def encode(self, images):
-        raise NotImplementedError
-
-    decode = encode
-
-
-STAGE = Stage(
-    name="breaks", after="patch_pca", title="breaks", changes={"tokenizer.kind": "breaks"}, provides={"tokenizer:breaks": Breaks}
-)
-"""
-
-
-def wait_for_training(cluster: Cluster, runs: Path) -> str:
-    """Wait until the training has written a checkpoint, and return the job."""
-    train = job_of(runs, "train")
-    cluster.until("a checkpoint", lambda: Store(runs).has_checkpoint(train))
-    return train
-
-
-def task_of(runs: Path, job: str) -> str:
-    import json
-
-    task: str = json.loads((Store(runs).job_folder(job) / "slurm.json").read_text())["task"]
-    return task
-
-
-def process_of(task: str) -> int:
-    """Return the process id of the interpreter that runs a task."""
-    for folder in Path("/proc").glob("[0-9]*"):
-        try:
-            environment, line = (folder / "environ").read_bytes().split(b"\0"), (folder / "cmdline").read_bytes()
-        except OSError:
-            continue
-        if f"SLURM_JOB_ID={task}".encode() in environment and b"SLURM_PROCID=0" in environment and b"submitit.core._submit" in line:
-            return int(folder.name)
-    raise AssertionError(f"no process of task {task}")
-
-
-def assert_undisturbed(runs: Path, finished: Path) -> None:
-    """Fail unless every job of the cell is there once, with the numbers of an undisturbed run, and the report is written."""
-    jobs = Store(finished).jobs()
-    assert Store(runs).jobs() == jobs
-    assert_equal_jobs(Store(runs), Store(finished), jobs)
-    assert [cell["state"] for cell in status(runs, "cell")] == ["done"]
-    assert (runs / "reports" / "cell" / "results.jsonl").is_file()
+pytestmark = [pytest.mark.slurm, pytest.mark.timeout(1200)]
 
 
 def test_study_through_stages_equals_the_inline_launcher(cluster: Cluster, tmp_path: Path, tiny_settings: dict) -> None:
@@ -102,10 +55,10 @@ def test_study_through_stages_equals_the_inline_launcher(cluster: Cluster, tmp_p
     began = time.monotonic()
     answer = run([*command, "--runs", str(tmp_path / "slurm"), "--launcher", "slurm", *ONE_CPU])
     assert answer.code == 0, answer.err
-    assert time.monotonic() - began < 20
+    assert time.monotonic() - began < 60  # about two seconds where nothing else runs
     assert len(cluster.live()) >= 9  # the graph is in the queue, and the command is gone
-    cluster.idle(200)
-    assert inline.wait(timeout=200) == 0
+    cluster.idle(900)
+    assert inline.wait(timeout=900) == 0
     store = Store(tmp_path / "slurm")
     assert_equal_jobs(store, Store(tmp_path / "inline"), Store(tmp_path / "inline").jobs())
     assert all(starts(store, job) == 1 for job in store.jobs())
@@ -201,19 +154,6 @@ def test_code_edited_after_submission_does_not_reach_queued_jobs(cluster: Cluste
     cluster.ask("scontrol", "release", task_of(runs, job_of(runs, "tokenizer")))
     cluster.idle()
     assert_undisturbed(runs, finished_cell)
-
-
-@pytest.mark.slow
-def test_time_limit_saves_requeues_and_goes_on(cluster: Cluster, tmp_path: Path) -> None:
-    runs = tmp_path / "runs"
-    settings = {**CELL, "train.steps": 4000}
-    command = ["ablation", "run", "--only", "patch_pca", "--scale", "smoke", "--no-controls", "--name", "cell", "--runs", str(runs)]
-    limits = ["--resource", "train.time=2", "--resource", "train.signal_seconds=30"]
-    assert run([*command, *set_options(settings), "--launcher", "slurm", *ONE_CPU, *limits]).code == 0
-    cluster.idle(390)
-    train = job_of(runs, "train")
-    assert Store(runs).state(train).name == "done"
-    assert any("time limit" in entry.get("reason", "") for entry in attempts(Store(runs), train))
 
 
 def test_killed_process_fails_its_job_and_leaves_nothing_pending(cluster: Cluster, half_done: Path) -> None:
