@@ -55,6 +55,9 @@ class ImageSet(Protocol):
     def batch(self, indices: np.ndarray, crop_seeds: np.ndarray | None = None) -> np.ndarray:
         """Return images (B, H, W, 3) uint8: the centre crop, or with crop_seeds (B,) the random resized crop of each seed."""
 
+    def where_from(self, random_crops: bool) -> str:
+        """Say in words whether pixels are read from a store or decoded each time, and why."""
+
 
 class Originals(Protocol):
     """Images at their own size, one by one, before any crop; labels are int64 (n,)."""

@@ -14,6 +14,7 @@ from ablation.denoiser.dit import DiT
 from ablation.diffusion.process import Process, at
 from ablation.diffusion.space import PatchSpace
 from ablation.train.noise import NoiseSource
+from ablation.train.prefetch import ahead
 
 
 class FeatureExtractor:
@@ -32,6 +33,11 @@ class FeatureExtractor:
     def needs_images(self) -> bool:
         """Whether pixels are read, rather than latents alone."""
         return self.process.input_space == "image" and self.cfg.input == "raw"
+
+    @property
+    def width(self) -> int:
+        """Numbers in one image's features."""
+        return self.denoiser.architecture.width
 
     @torch.no_grad()
     def __call__(self, raw: Tensor, images: Tensor | None, noise: NoiseSource | None = None) -> Tensor:
@@ -60,16 +66,27 @@ class FeatureExtractor:
 
 
 def extract(
-    extractor: FeatureExtractor, means: ShardedArray, images: ImageSet, *, mirrored: bool, seed: int, batch: int, device: torch.device
+    extractor: FeatureExtractor,
+    means: ShardedArray,
+    images: ImageSet,
+    *,
+    mirrored: bool,
+    seed: int,
+    batch: int,
+    device: torch.device,
+    out: Tensor | None = None,
 ) -> Tensor:
-    """Return features of a whole split from its stored latents, (images, width) float32 on the CPU."""
-    found = []
-    for start in range(0, len(means), batch):
+    """Return features of a whole split from its stored latents, (images, width) float32 on the CPU; `out` is filled where given."""
+
+    def load(start: int) -> tuple[np.ndarray, np.ndarray | None]:
         indices = np.arange(start, min(start + batch, len(means)))
-        pixels: Tensor | None = None
-        if extractor.needs_images:
-            plain = images.batch(indices)
+        return means[indices], images.batch(indices) if extractor.needs_images else None
+
+    found = torch.empty(len(means), extractor.width) if out is None else out
+    for start, (latents, plain) in ahead(load, range(0, len(means), batch)):
+        pixels = None
+        if plain is not None:
             pixels = to_tensor(np.ascontiguousarray(plain[:, :, ::-1]) if mirrored else plain, device)
-        raw = torch.from_numpy(np.asarray(means[indices])).to(device).float()
-        found.append(extractor(raw, pixels, NoiseSource(seed, start, len(indices), device)).cpu())
-    return torch.cat(found)
+        raw = torch.from_numpy(latents).to(device).float()
+        found[start : start + len(raw)] = extractor(raw, pixels, NoiseSource(seed, start, len(raw), device)).cpu()
+    return found

@@ -11,6 +11,9 @@ from ablation.config import ProbeConfig
 from ablation.errors import ConfigError
 from ablation.evaluation.scores import check_features, check_labels, top_k_correct
 
+KEYS = 2**18
+"""Training images compared with at a time."""
+
 
 @dataclass(frozen=True)
 class KnnResult:
@@ -38,18 +41,37 @@ def knn_classify(
             f"probe.neighbours is {cfg.neighbours} but there are only {len(train_features)} training images",
             f"Set it between 1 and {len(train_features)}.",
         )
-    keys = torch.nn.functional.normalize(train_features.float(), dim=1)
-    targets = train_labels.to(keys.device)
-    votes = torch.cat([_votes(queries, keys, targets, classes, cfg) for queries in test_features.split(chunk)])  # (n_test, classes)
+    nearest, index = _nearest(train_features, test_features, cfg.neighbours, chunk)  # (n_test, k)
+    labels = train_labels.to(nearest.device)
+    parts = zip(nearest.split(chunk), index.split(chunk), strict=True)
+    votes = torch.cat([_votes(some, labels[numbers], classes, cfg) for some, numbers in parts])  # (n_test, classes)
     top1, top5 = top_k_correct(votes, test_labels)
     return KnnResult(100 * float(top1.double().mean()), None if top5 is None else 100 * float(top5.double().mean()), top1)
 
 
-def _votes(queries: Tensor, keys: Tensor, targets: Tensor, classes: int, cfg: ProbeConfig) -> Tensor:
-    """Sum the neighbours' weights by class: (B, C) queries to (B, classes)."""
-    similarity = torch.nn.functional.normalize(queries.to(keys), dim=1) @ keys.T  # (B, n_train)
-    nearest, index = similarity.topk(cfg.neighbours, dim=1)  # (B, k)
-    # (B, k); the nearest one's weight is taken out as a common factor, so that a low temperature cannot over- or underflow
+def _nearest(keys: Tensor, queries: Tensor, count: int, chunk: int) -> tuple[Tensor, Tensor]:
+    """Find the `count` most similar keys (n, C) of each query (m, C): cosine similarities and key numbers, (m, count), best first.
+
+    Keys are normalised KEYS at a time, so that features mapped from a file are never copied to memory as a whole.
+    """
+    best: list[tuple[Tensor, Tensor]] = []
+    for first in range(0, len(keys), KEYS):
+        part = torch.nn.functional.normalize(keys[first : first + KEYS].float(), dim=1)  # (KEYS, C)
+        for number, some in enumerate(queries.split(chunk)):
+            similarity = torch.nn.functional.normalize(some.to(part), dim=1) @ part.T  # (chunk, KEYS)
+            nearest, index = similarity.topk(min(count, len(part)), dim=1)  # (chunk, k)
+            if first == 0:
+                best.append((nearest, index))
+                continue
+            both, numbers = torch.cat([best[number][0], nearest], dim=1), torch.cat([best[number][1], index + first], dim=1)
+            nearest, place = both.topk(min(count, both.shape[1]), dim=1)
+            best[number] = nearest, numbers.gather(1, place)
+    return torch.cat([nearest for nearest, _ in best]), torch.cat([index for _, index in best])
+
+
+def _votes(nearest: Tensor, labels: Tensor, classes: int, cfg: ProbeConfig) -> Tensor:
+    """Sum the neighbours' weights by class: similarities and labels (m, k) to (m, classes)."""
+    # (m, k); the nearest one's weight is taken out as a common factor, so that a low temperature cannot over- or underflow
     weights = ((nearest - nearest[:, :1]) / cfg.knn_temperature).exp()
-    neighbour_class = torch.nn.functional.one_hot(targets[index], classes).to(weights)  # (B, k, classes)
-    return torch.einsum("bk,bkc->bc", weights, neighbour_class)
+    neighbour_class = torch.nn.functional.one_hot(labels, classes).to(weights)  # (m, k, classes)
+    return torch.einsum("mk,mkc->mc", weights, neighbour_class)

@@ -8,6 +8,7 @@ from typing import Literal
 
 import numpy as np
 import torch
+from torch import Tensor
 
 from ablation.config import Config
 from ablation.data.images import ImageSet, open_images
@@ -23,7 +24,7 @@ from ablation.jobs.context import JobIO
 from ablation.store import TOKENIZER
 from ablation.tokenizers import build_tokenizer
 from ablation.tokenizers.base import Tokenizer
-from ablation.train.checkpoint import load_tensors
+from ablation.train.checkpoint import load_tensors, save_tensors
 from ablation.train.noise import stream_seed
 
 
@@ -106,3 +107,20 @@ def load_setting(io: JobIO, encode_job: str, tokenizer_job: str) -> Setting:
 def batches_of(total: int, size: int) -> list[np.ndarray]:
     """Cut 0 ... total - 1 into consecutive index arrays of at most `size`."""
     return [np.arange(start, min(start + size, total)) for start in range(0, total, size)]
+
+
+def save_progress(io: JobIO, name: str, tensors: dict[str, Tensor], done: int) -> None:
+    """Write sums over the first `done` batches to a checkpoint of the job's folder."""
+    save_tensors(io.folder / name, tensors, {"done": str(done)})
+
+
+def read_progress(io: JobIO, name: str) -> tuple[dict[str, Tensor], int] | None:
+    """Read what `save_progress` wrote; nothing, with a line in the log, where it cannot be used."""
+    if not (io.folder / name).exists():
+        return None
+    try:
+        tensors, metadata = load_tensors(io.folder / name)
+        return tensors, int(metadata["done"])
+    except (ArtifactError, KeyError, ValueError) as error:
+        io.log(f"{name} cannot be used ({error}); starting over")
+        return None

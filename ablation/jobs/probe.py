@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import math
+import os
 from collections.abc import Iterator
 from typing import Any
 
@@ -12,6 +14,7 @@ from torch import Tensor
 
 from ablation.data.images import ImageSet
 from ablation.data.latents import to_tensor
+from ablation.data.storage import require_space
 from ablation.denoiser.exchange import load_denoiser
 from ablation.errors import Interrupted
 from ablation.evaluation.features import FeatureExtractor, extract
@@ -21,10 +24,13 @@ from ablation.evaluation.probe_epochs import fit_epochs_probe
 from ablation.jobs.context import JobIO
 from ablation.jobs.parts import Setting, images_of, load_setting
 from ablation.jobs.protocol import data_protocol, probe_protocol
-from ablation.store import DENOISER, DENOISER_AVERAGE, PREDICTIONS, atomic_path
+from ablation.store import DENOISER, DENOISER_AVERAGE, PREDICTIONS, UNFINISHED, atomic_path
 from ablation.train.noise import ImageOrder, NoiseSource, stream_seed
+from ablation.train.prefetch import ahead
 
 BATCH = 256
+MEMORY_LIMIT = 2**31
+"""Bytes of training features that are kept in memory; more are mapped from a file."""
 PCA_GRID = 4
 """Side of the grid over which the PCA control averages tokens: a place for each part of the image, and few enough numbers to fit."""
 
@@ -44,6 +50,7 @@ def run(io: JobIO) -> dict[str, Any]:
             probe = fit_cached_probe(views, train_labels, queries, test_labels, io.config.probe, stream_seed(io.seed, "held out"))
         else:
             epoch = EpochFeatures(io, setting, extractor, train)
+            io.log(train.where_from(random_crops=True))
             seed = stream_seed(io.seed, "linear layer")
             probe = fit_epochs_probe(epoch, len(train), train.num_classes, queries, test_labels, io.config.probe, seed)
     neighbours = knn_classify(views[0], train_labels, queries, test_labels, io.config.probe)
@@ -82,15 +89,33 @@ def _network_features(io: JobIO, setting: Setting, extractor: FeatureExtractor, 
     """Return features of the training images, (views, n, C), plain and where needed mirrored, and of the test images, (n, C)."""
     seed = stream_seed(io.seed, "probe")
     mirrors = (False, True) if setting.latents.has_mirror and io.config.probe.mode == "cached" else (False,)
-    passes = [("train", train, mirrored) for mirrored in mirrors] + [("test", test, False)]
-    found = []
-    for number, (split, images, mirrored) in enumerate(passes):
+    views = feature_array(io, (len(mirrors), len(train), extractor.width))
+    queries = torch.empty(len(test), extractor.width)
+    passes = [("train", train, mirrored, views[view]) for view, mirrored in enumerate(mirrors)] + [("test", test, False, queries)]
+    for number, (split, images, mirrored, out) in enumerate(passes):
         if io.should_stop():
             raise Interrupted("stopped before the probe; it starts over")
         io.progress(number, len(passes) + 1, f"features, {split}{' mirrored' if mirrored else ''}")
         means = setting.latents.means(split, mirrored)
-        found.append(extract(extractor, means, images, mirrored=mirrored, seed=seed, batch=BATCH, device=io.device))
-    return torch.stack(found[:-1]), found[-1]
+        extract(extractor, means, images, mirrored=mirrored, seed=seed, batch=BATCH, device=io.device, out=out)
+    return views, queries
+
+
+def feature_array(io: JobIO, shape: tuple[int, int, int]) -> Tensor:
+    """Return room for features (views, n, C) float32: in memory, or, above MEMORY_LIMIT, in a mapped file that nobody else sees.
+
+    Not float16: the probe standardises features by deviations that can be a thousandth of a feature's mean, and float16
+    keeps three digits. Pages of the file are written out and dropped where memory is short. Raises ArtifactError for a full disk.
+    """
+    size = 4 * math.prod(shape)
+    if size <= MEMORY_LIMIT:
+        return torch.empty(shape)
+    require_space(io.folder, size, "features")
+    path = io.folder / f".features.{os.getpid()}{UNFINISHED}"
+    with path.open("w+b") as file:
+        path.unlink()  # it lives as long as it is mapped
+        os.posix_fallocate(file.fileno(), 0, size)  # else a full disk kills the process when it writes to a page of the map
+        return torch.from_numpy(np.memmap(file, np.float32, "r+", shape=shape))
 
 
 class EpochFeatures:
@@ -105,21 +130,25 @@ class EpochFeatures:
     def __call__(self, epoch: int) -> Iterator[tuple[Tensor, Tensor]]:
         """Yield features (B, C) and labels (B,) of every training image once, each with its own random resized crop and mirror."""
         first = epoch * len(self.train)
-        for start in range(first, first + len(self.train), BATCH):
-            if self.io.should_stop():
-                raise Interrupted("stopped in the probe; it starts over")
-            count = min(BATCH, first + len(self.train) - start)
-            noise = NoiseSource(self.seed, start, count, self.io.device)
-            indices = self.order.indices(start, count)
-            seeds = np.array([stream_seed(self.seed, "crop", position) for position in range(start, start + count)], dtype=np.int64)
-            pixels = self.train.batch(indices, seeds).copy()
-            mirrored = (noise.uniform("mirror") < 0.5).cpu().numpy()
-            pixels[mirrored] = pixels[mirrored, :, ::-1]
-            images = to_tensor(pixels, self.io.device)
-            with torch.no_grad():
-                raw, _ = self.setting.tokenizer.encode(images)
-            yield self.extractor(raw, images if self.extractor.needs_images else None, noise).cpu(), self.labels[indices]
+        with contextlib.closing(ahead(self._load, range(first, first + len(self.train), BATCH))) as stream:
+            for start, (pixels, indices) in stream:
+                if self.io.should_stop():
+                    raise Interrupted("stopped in the probe; it starts over")
+                noise = NoiseSource(self.seed, start, len(indices), self.io.device)
+                mirrored = (noise.uniform("mirror") < 0.5).cpu().numpy()
+                pixels[mirrored] = pixels[mirrored, :, ::-1]
+                images = to_tensor(pixels, self.io.device)
+                with torch.no_grad():
+                    raw, _ = self.setting.tokenizer.encode(images)
+                yield self.extractor(raw, images if self.extractor.needs_images else None, noise).cpu(), self.labels[indices]
         self.io.progress(epoch + 1, self.io.config.probe.epochs, "probe epochs")
+
+    def _load(self, start: int) -> tuple[np.ndarray, np.ndarray]:
+        """Cut the random crops (B, H, W, 3) of the images at positions start, start + 1, ...; also their indices (B,)."""
+        count = min(BATCH, len(self.train) - start % len(self.train))
+        indices = self.order.indices(start, count)
+        seeds = np.array([stream_seed(self.seed, "crop", position) for position in range(start, start + count)], dtype=np.int64)
+        return self.train.batch(indices, seeds), indices
 
 
 def _pca_features(setting: Setting) -> tuple[Tensor, Tensor]:

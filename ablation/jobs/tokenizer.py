@@ -2,27 +2,37 @@
 
 from __future__ import annotations
 
+import contextlib
 import math
+import time
+from collections.abc import Iterator
 from typing import Any
 
+import numpy as np
 import torch
+from torch import Tensor
 
 from ablation.data.images import ImageSet
 from ablation.data.latents import ImageBatches, to_tensor
 from ablation.errors import Interrupted
 from ablation.jobs.context import JobIO
-from ablation.jobs.parts import batches_of, images_of
-from ablation.store import TOKENIZER
+from ablation.jobs.parts import batches_of, images_of, read_progress, save_progress
+from ablation.store import CHECKPOINT_PREFIX, TOKENIZER
 from ablation.tokenizers import build_tokenizer
 from ablation.tokenizers.base import Tokenizer
 from ablation.tokenizers.losses import reconstruction_psnr, training_objective
+from ablation.tokenizers.patch_pca import PatchPCA
+from ablation.tokenizers.pca import PatchCovariance
 from ablation.train.checkpoint import save_tensors
 from ablation.train.loop import Recipe, Trainer
 from ablation.train.noise import stream_seed
+from ablation.train.prefetch import ahead
 
 PSNR_IMAGES = 1024
 MICRO_BATCH = 64
 TOKENIZER_WARMUP = 0.05
+FIT_BATCH = 256
+PCA_CHECKPOINT = f"{CHECKPOINT_PREFIX}pca.safetensors"
 
 
 def run(io: JobIO) -> dict[str, Any]:
@@ -51,17 +61,41 @@ def fresh_tokenizer(io: JobIO) -> Tokenizer:
 
 
 def _fit_closed_form(io: JobIO, tokenizer: Tokenizer, images: ImageSet) -> None:
-    """Stream all training images once through the tokenizer's own fit."""
-    chunks = batches_of(len(images), 256)
+    """Stream all training images once through the tokenizer's own fit; a PCA goes on where it was interrupted."""
+    chunks = batches_of(len(images), FIT_BATCH)
+    if isinstance(tokenizer, PatchPCA):
+        tokenizer.fit_statistics(_pca_statistics(io, tokenizer, images, chunks))
+        return
 
-    def stream() -> Any:
-        for number, indices in enumerate(chunks):
+    def stream() -> Iterator[Tensor]:
+        for number, (_, pixels) in enumerate(ahead(images.batch, chunks)):
             if io.should_stop():
                 raise Interrupted("stopped while fitting; nothing to resume, it starts over")
             io.progress(number, len(chunks), "patches")
-            yield to_tensor(images.batch(indices), io.device)
+            yield to_tensor(pixels, io.device)
 
     tokenizer.fit(stream())
+
+
+def _pca_statistics(io: JobIO, tokenizer: PatchPCA, images: ImageSet, chunks: list[np.ndarray]) -> PatchCovariance:
+    """Accumulate the covariance of all patches in order, saving the sums from time to time, which go on bit for bit."""
+    statistics, done, saved_at = tokenizer.statistics(), 0, time.monotonic()
+    if (found := read_progress(io, PCA_CHECKPOINT)) is not None:
+        done = found[1]
+        statistics.load(found[0])
+        io.log(f"going on after {done} of {len(chunks)} batches")
+    with contextlib.closing(ahead(images.batch, chunks[done:])) as stream:
+        for _, pixels in stream:
+            statistics.update(to_tensor(pixels, io.device))
+            done += 1
+            io.progress(done, len(chunks), "patches")
+            stop = io.should_stop() and done < len(chunks)
+            if stop or time.monotonic() - saved_at > io.checkpoint_seconds:
+                save_progress(io, PCA_CHECKPOINT, statistics.state(), done)
+                saved_at = time.monotonic()
+            if stop:
+                raise Interrupted(f"stopped after {done} of {len(chunks)} batches; the sums are saved")
+    return statistics
 
 
 def make_trainer(io: JobIO, tokenizer: Tokenizer, images: ImageSet) -> Trainer:

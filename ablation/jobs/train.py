@@ -49,6 +49,8 @@ def make_trainer(io: JobIO) -> Trainer:
     config = io.config
     setting = load_setting(io, io.inputs["encode"], io.ancestor("encode", "tokenizer"))
     images = io.processes.lead_first("images", lambda: images_of(io, "train"))
+    if (random_crops := config.data.augmentation == "random_resized_crop") or config.process.target == "original":
+        io.log(images.where_from(random_crops))
     denoiser = setting.fresh_denoiser(images.num_classes, io.seed).to(io.device)
     num_classes = images.num_classes if config.denoiser.class_conditional else 0
     objective = DenoisingObjective(
@@ -61,7 +63,7 @@ def make_trainer(io: JobIO) -> Trainer:
         sample_posterior=config.tokenizer.sample_posterior,
         horizontal_flip=config.data.horizontal_flip,
         with_images=config.process.target == "original",
-        tokenizer=setting.tokenizer if config.data.augmentation == "random_resized_crop" else None,
+        tokenizer=setting.tokenizer if random_crops else None,
         device=io.device,
     )
     return Trainer(objective, batches, make_recipe(io, len(images)), io.folder, io.monitor, io.device, io.processes)

@@ -43,10 +43,14 @@ class PatchPCA(Tokenizer):
 
         Raises: DataError if there are no more patches than latent dimensions, or a number is not finite.
         """
-        statistics = PatchCovariance(self.patch_size)
+        statistics = self.statistics()
         for images in batches:
             statistics.update(images)
         self.fit_statistics(statistics)
+
+    def statistics(self) -> PatchCovariance:
+        """Return an empty accumulator for `fit_statistics`; several, of different images, can be merged."""
+        return PatchCovariance(self.patch_size)
 
     def fit_statistics(self, statistics: PatchCovariance) -> None:
         """Fit on accumulated statistics, for instance merged from several workers."""

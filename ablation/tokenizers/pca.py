@@ -70,6 +70,16 @@ class PatchCovariance:
         self.total += other.total + other.count * move
         self.count += other.count
 
+    def state(self) -> dict[str, Tensor]:
+        """Return everything added so far as tensors, from which `load` goes on bit for bit."""
+        arrays = {"count": np.array(self.count), "shift": self.shift, "total": self.total, "scatter": self.scatter}
+        return {name: torch.from_numpy(array) for name, array in arrays.items()}
+
+    def load(self, state: dict[str, Tensor]) -> None:
+        """Take up what `state` returned."""
+        self.count = int(state["count"])
+        self.shift, self.total, self.scatter = (state[name].numpy().copy() for name in ("shift", "total", "scatter"))
+
     def mean(self) -> np.ndarray:
         """Return the mean patch (D,), float64."""
         return self.shift + self.total / max(self.count, 1)

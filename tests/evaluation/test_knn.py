@@ -12,6 +12,7 @@ from sklearn.neighbors import KNeighborsClassifier
 
 from ablation.config import ProbeConfig
 from ablation.errors import ConfigError, DataError
+from ablation.evaluation import knn
 from ablation.evaluation.knn import knn_classify
 
 
@@ -71,3 +72,15 @@ def test_unusable_inputs_are_refused() -> None:
         knn_classify(train, torch.zeros(2, dtype=torch.int64), train, labels, ProbeConfig(neighbours=1))
     with pytest.raises(DataError, match="1 of 2 training features are not finite"):
         knn_classify(torch.tensor([[1.0, math.inf], [0, 1]]), labels, train, labels, ProbeConfig(neighbours=1))
+
+
+def test_keys_taken_in_parts_give_the_same_neighbours(monkeypatch):
+    generator = torch.Generator().manual_seed(3)
+    train, test = torch.randn(500, 16, generator=generator), torch.randn(70, 16, generator=generator)
+    labels, answers = torch.arange(500) % 7, torch.arange(70) % 7
+    whole = knn_classify(train, labels, test, answers, ProbeConfig())
+    for size in (13, 128, 499):
+        monkeypatch.setattr(knn, "KEYS", size)
+        parts = knn_classify(train, labels, test, answers, ProbeConfig(), chunk=32)
+        assert torch.equal(parts.correct, whole.correct)
+        assert (parts.top1, parts.top5) == (whole.top1, whole.top5)
