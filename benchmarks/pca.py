@@ -82,7 +82,7 @@ def covariance_eigh(matrix: np.ndarray) -> np.ndarray:
 
 def incremental(matrix: np.ndarray) -> np.ndarray:
     """Return scikit-learn's variances by its incremental PCA, in its default batches."""
-    from sklearn.decomposition import IncrementalPCA  # type: ignore[import-untyped]
+    from sklearn.decomposition import IncrementalPCA
 
     found: np.ndarray = IncrementalPCA(COMPONENTS).fit(matrix).explained_variance_
     return found
