@@ -127,7 +127,8 @@ def design_tables(
     marked = [(mark, text) for text, mark in notes.texts.items()]
     general = [("", text) for text in (READING, ORDER_NOTE, *_share_notes(shares), *image_notes(used))]
     final = _final(records)
-    about = f"Stages on the path to {final}, in four designs over shared cells. {scale_warning(used, records)}"
+    asked = ", ".join(dict.fromkeys(str(role["design"]) for record in records for role in roles_of(record)))
+    about = f"Stages on the path to {final}; designs: {asked}. {scale_warning(used, records)}"
     table = Table(
         "designs", steps.design_title, about, COLUMNS, tuple(body), tuple(labels + marked + general), footer_lines(used, footer, records)
     )

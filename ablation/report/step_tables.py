@@ -219,7 +219,7 @@ def control_tests(rows: Sequence[Row], controls: Sequence[Row], margin: float, m
 def _reading(tests: Sequence[StepTest], chosen: str) -> list[str]:
     """Say how the columns are to be read."""
     tested = sum(test.student is not None for test in tests)
-    family = f"the {tested} steps with two seeds or more" if tested else "no step: none has two common seeds"
+    family = f"the steps with two common seeds or more ({tested} here)"
     return [
         chosen,
         f"Verdicts at 5 %, by Student's paired test, Holm-adjusted over {family}. Effect: zero is excluded. No effect: two one-sided "

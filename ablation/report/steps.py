@@ -173,19 +173,24 @@ def against_paper(test: StepTest, paper: PaperStep | None, records: Sequence[Rec
 
 
 def summary(tests: Sequence[StepTest], verdicts: Sequence[PaperVerdict], papers: Sequence[PaperStep | None]) -> tuple[str, ...]:
-    """List which of the paper's steps agree in sign, which do not, and which cannot be told."""
-    lines = []
+    """List which of the paper's steps agree in sign, which do not, which cannot be told, and which have no result here."""
     known = [(test, verdict, paper) for test, verdict, paper in zip(tests, verdicts, papers, strict=True) if paper is not None]
+    groups: dict[str, list[str]] = {"agree in sign": [], "disagree in sign": [], "cannot be told": [], "have no change here": []}
     words = {"agrees": "agree in sign", "disagrees": "disagree in sign", CANNOT_TELL: "cannot be told"}
-    for word, said in words.items():
-        found = []
-        for test, verdict, paper in known:
-            if verdict.word == word:
-                ours = signed(test.change.mean) if isinstance(test.change, Change) else "no change"
-                found.append(f"{test.name} ({ours} here, {signed(paper.change)} in the paper{_short_reason(verdict)})")
-        scale = " (at another scale)" if found and all(verdict.other_scale for _, verdict, _ in known) else ""
-        lines.append(f"Of the paper's {len(known)} steps, {len(found)} {said}{scale}{': ' if found else '.'}{', '.join(found)}")
-    return tuple(lines)
+    for test, verdict, paper in known:
+        theirs = f"{signed(paper.change)} in the paper"
+        if isinstance(test.change, Change):
+            shown = f"{test.name} ({signed(test.change.mean)} here, {theirs}{_short_reason(verdict)})"
+            groups[words[verdict.word]].append(shown)
+        else:
+            groups["have no change here"].append(f"{test.name} ({test.change}; {theirs})")
+    compared = [verdict for test, verdict, _ in known if isinstance(test.change, Change)]
+    scale = " (at another scale)" if compared and all(verdict.other_scale for verdict in compared) else ""
+    lines = []
+    for said, found in groups.items():
+        where = scale if found and said != "have no change here" else ""
+        lines.append(f"Of the paper's {len(known)} steps, {len(found)} {said}{where}{': ' if found else '.'}{', '.join(found)}")
+    return tuple(lines[:3] + lines[3:] * bool(groups["have no change here"]))
 
 
 def _short_reason(verdict: PaperVerdict) -> str:

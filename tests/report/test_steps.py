@@ -165,6 +165,12 @@ def test_the_summary_names_every_step_of_the_paper_once(study, footer):
     for stage in {one["stage"] for one in study if one["stage"]} - {"baseline"}:
         assert sum(f" {stage} (" in text for text in said) == 1
     assert "agree in sign (at another scale): drop_class_conditioning (+" in said[0]
+    kept = [one for one in study if one["stage"] != "patch_ae"]
+    said = [text for _, text in table(kept, footer).notes if text.startswith("Of the paper's 13 steps")]
+    assert said[3] == (
+        "Of the paper's 13 steps, 2 have no change here: patch_ae (not run; " + signed(-0.2) + " in the paper), "
+        "patch_pca (patch_ae not run; +0.4 in the paper)"
+    )
     assert summary([], [], []) == tuple(
         f"Of the paper's 0 steps, 0 {words}." for words in ("agree in sign", "disagree in sign", "cannot be told")
     )
