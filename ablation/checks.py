@@ -2,22 +2,23 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Collection
 
-from ablation.config import Config
+from ablation.config import Config, get_value
 from ablation.diffusion.feasible import ORTHONORMAL_TOKENIZERS, check_process
 from ablation.errors import ConfigError
-from ablation.tokenizers.checks import check_kind, check_perceptual_network, check_settings
+from ablation.parts import KINDS, check_names
+from ablation.tokenizers.checks import check_perceptual_network, check_settings
 
 
-def check_config(config: Config, parts: Iterable[str]) -> None:
+def check_config(config: Config, parts: Collection[str]) -> None:
     """Raise ConfigError where settings, each valid alone, cannot work together.
 
-    `parts` are the names of the parts that stages on the path provide, as "tokenizer:NAME".
+    `parts` are the names of the parts that can be used, as "KIND:NAME".
     """
     data, tokenizer = config.data, config.tokenizer
-    provided = tuple(part.partition(":")[2] for part in parts)
-    check_kind(tokenizer.kind, provided)
+    provided = tuple(part.partition(":")[2] for part in parts if part.startswith("tokenizer:"))
+    check_names({about.setting: get_value(config, about.setting) for about in KINDS.values() if about.setting}, dict.fromkeys(parts))
     if data.image_size < tokenizer.patch_size:
         raise ConfigError(
             f"data.image_size = {data.image_size} is smaller than a patch (tokenizer.patch_size = {tokenizer.patch_size})",
@@ -26,4 +27,8 @@ def check_config(config: Config, parts: Iterable[str]) -> None:
     check_settings(tokenizer, data.image_size)
     if tokenizer.kind == "conv" and tokenizer.perceptual_weight > 0:
         check_perceptual_network(tokenizer.perceptual_network, ())
+    if config.denoiser.kind != "dit" and config.denoiser.init_path is not None:
+        raise ConfigError(
+            f"denoiser.init_path holds a DiT's weights, but denoiser.kind = {config.denoiser.kind}", "Use denoiser.init_path = none."
+        )
     check_process(config, (*ORTHONORMAL_TOKENIZERS, *provided))

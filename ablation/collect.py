@@ -20,6 +20,8 @@ OWN_METRIC = {"fid": "fid", "finetune": "finetune_top1"}
 """Jobs whose failure leaves the probe's numbers standing, and the metric that is then missing."""
 ANSWERED = ("linear_probe_top1", "knn_top1")
 """The metrics whose answers a probe keeps, in the order of its file."""
+EVALUATION = "evaluation:"
+"""Roles of further evaluations are this and their name; their metrics and protocol are called NAME.METRIC."""
 SETTLED = ("failed", "diverged", "skipped")
 DESCRIBED = ("control", "overrides", "seed", "title", "path", "changes", "labels_used", "incomparable", "config", "jobs")
 
@@ -67,13 +69,14 @@ def _record(store: Store, study: Mapping[str, Any], cell: Mapping[str, Any]) -> 
     holes: dict[str, list[str]] = {}
     code: dict[str, Any] = {}
     versions: dict[str, str] = {}
-    for role in ROLES:
+    for role in [*ROLES, *sorted(role for role in cell["jobs"] if role.startswith(EVALUATION))]:
         job = cell["jobs"].get(role)
         if job is None:
             continue
         found = store.state(job)
-        if found.name != "done" and role in OWN_METRIC and state == "done":
-            holes[OWN_METRIC[role]] = [found.name if found.name in SETTLED else "missing", found.reason or f"{role} {found.name}"]
+        own = OWN_METRIC[role] if role in OWN_METRIC else role.removeprefix(EVALUATION) if role.startswith(EVALUATION) else None
+        if found.name != "done" and own is not None and state == "done":
+            holes[own] = [found.name if found.name in SETTLED else "missing", found.reason or f"{role} {found.name}"]
             continue
         if found.name != "done":
             if state == "done" or (state not in SETTLED and found.name in SETTLED):

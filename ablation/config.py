@@ -14,9 +14,16 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from ablation.errors import ConfigError, nearest
 
-Schedule = Literal["ddpm_linear_beta", "linear_gamma_squared", "linear_sigma", "constant"]
-Target = Literal["noise", "clean", "original"]
-LossWeight = Literal["uniform", "gamma_squared", "snr", "inverse_variance"]
+BUILT_IN_NAMES: dict[str, tuple[str, ...]] = {
+    "tokenizer.kind": ("conv", "patch_vae", "patch_ae", "patch_pca", "pixels"),
+    "process.schedule": ("ddpm_linear_beta", "linear_gamma_squared", "linear_sigma", "constant"),
+    "process.target": ("noise", "clean", "original"),
+    "process.loss_weight": ("uniform", "gamma_squared", "snr", "inverse_variance"),
+    "denoiser.kind": ("dit",),
+    "probe.evaluations": (),
+}
+"""Settings that name a part, and the names that need no plugin; others are checked against the parts of the stage tree."""
+
 Space = Literal["latent", "image"]
 LatentScale = Literal["none", "global", "whitened"]
 Precision = Literal["fp32", "bf16"]
@@ -75,14 +82,14 @@ class TokenizerConfig(Section):
 class ProcessConfig(Section):
     """Every coefficient of the corruption, the target and the loss."""
 
-    schedule: Schedule = Field("ddpm_linear_beta", description="how gamma and sigma depend on the timestep")
+    schedule: str = Field("ddpm_linear_beta", description="how gamma and sigma depend on the timestep; or a plugin's name")
     num_timesteps: int = Field(1000, ge=1, description="number of noise levels T; t runs from 1 to T")
     beta_start: float = Field(1e-4, gt=0, lt=1, description="ddpm_linear_beta: first beta at T = 1000; scaled by 1000/T")
     beta_end: float = Field(0.02, gt=0, lt=1, description="ddpm_linear_beta: last beta at T = 1000; scaled by 1000/T")
     sigma_max: float = Field(2**0.5, gt=0, description="linear_sigma: sigma at t = T")
     sigma_constant: float = Field((1 / 3) ** 0.5, gt=0, description="constant: the single noise level")
-    target: Target = Field("noise", description="what the denoiser predicts")
-    loss_weight: LossWeight = Field("uniform", description="lambda_t: 1, gamma^2, gamma^2/sigma^2 (not for noise), or 1/(1+sigma^2)")
+    target: str = Field("noise", description="what the denoiser predicts; or a plugin's name")
+    loss_weight: str = Field("uniform", description="lambda_t: 1, gamma^2, gamma^2/sigma^2 (not for noise), or 1/(1+sigma^2)")
     residual_weight: float = Field(0.1, ge=0, description="target original: w_i of the PCA components beyond latent_dim (Eq. 4)")
     input_space: Space = Field("latent", description="latent, or image through the inverse PCA")
     output_space: Space = Field("latent", description="latent, or image through the inverse PCA")
@@ -94,6 +101,7 @@ class ProcessConfig(Section):
 class DenoiserConfig(Section):
     """The DiT: its size, its split and its conditioning."""
 
+    kind: str = Field("dit", description="dit, or a plugin's name")
     size: DenoiserSize = Field("L", description="width, depth and heads by name")
     encoder_depth: int | None = Field(None, ge=1, description="blocks counted as encoder (None: half)")
     modulation_ratio: float = Field(0.25, gt=0, le=1, description="width of the conditioning MLP over the width of the network")
@@ -142,6 +150,7 @@ class ProbeConfig(Section):
     neighbours: int = Field(20, ge=1, description="k of the weighted nearest-neighbour classifier")
     knn_temperature: float = Field(0.07, gt=0, description="temperature of the neighbour weights")
     precision: Precision = Field("fp32", description="arithmetic of feature extraction")
+    evaluations: tuple[str, ...] = Field((), description="further measures of the frozen encoder, by the names of plugins")
 
 
 class FidConfig(Section):
@@ -251,6 +260,8 @@ def get_value(config: Config, path: str) -> Any:
 def describe_type(path: str) -> str:
     """Say in words which values a setting takes."""
     kind = field_type(path)
+    if names := BUILT_IN_NAMES.get(path):
+        return f"one of {', '.join(names)}, or a name that a plugin provides"
     if choices := get_args(kind):
         if all(isinstance(choice, str) for choice in choices):
             return "one of " + ", ".join(choices)

@@ -95,7 +95,7 @@ def make_cell(
     """
     config = apply(tree.resolve(stage), {**settings, **overrides}) if own is None else apply(own, overrides)
     try:
-        check_config(config, [part for step in tree.path(stage) for part in step.provides])
+        check_config(config, tree.parts)
     except ConfigError as error:
         raise ConfigError(f"stage '{stage}': {error.problem}", error.fix) from None
     return Cell(stage, tuple(sorted(overrides.items())), seed, config)

@@ -5,11 +5,13 @@ Loading a file returns Stage objects and registers nothing; `discover` builds on
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import importlib.util
 import sys
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
+from functools import partial
 from importlib import metadata
 from pathlib import Path
 from typing import Any
@@ -18,9 +20,12 @@ import yaml
 
 from ablation.config import Config, from_nested
 from ablation.errors import AblationError, ConfigError, nearest
-from ablation.stage import Broken, Source, Stage, StageTree
+from ablation.parts import KINDS, Part, Source
+from ablation.stage import Broken, Stage, StageTree
 
 ENTRY_POINT_GROUP = "ablation.stages"
+ENTRY_POINT_GROUPS = (ENTRY_POINT_GROUP, *(f"ablation.{kind}s" for kind in KINDS))
+"""Groups that installed distributions use: stages, which are loaded, and parts of each kind, of which only the place is read."""
 
 
 def builtin_folder() -> Path:
@@ -60,8 +65,8 @@ def load_scale(name: str, base: Config) -> Config:
     return from_nested(content, base)
 
 
-def load_file(path: Path, origin: str) -> list[Stage]:
-    """Load the Stage objects (STAGE, or STAGES) that a Python file defines."""
+def load_file(path: Path, origin: str) -> list[Stage | Part]:
+    """Load what a Python file defines: stages (STAGE, or STAGES) and parts that belong to no stage (PARTS)."""
     content = path.read_bytes()
     digest = hashlib.sha256(content).hexdigest()
     name = f"_ablation_stage_{digest[:16]}"
@@ -72,48 +77,87 @@ def load_file(path: Path, origin: str) -> list[Stage]:
     sys.modules[name] = module  # dataclasses in the file look themselves up here
     try:
         spec.loader.exec_module(module)
-        return _stages_of(module, Source(str(path), digest, origin))
+        return _contents(module, Source(str(path), digest, origin))
     finally:
         sys.modules.pop(name, None)
 
 
-def _stages_of(module: Any, source: Source) -> list[Stage]:
-    """Collect STAGE or STAGES from a loaded module, with its docstring and source."""
-    found = getattr(module, "STAGES", None) or [getattr(module, "STAGE", None)]
-    if not all(isinstance(stage, Stage) for stage in found):
-        raise ConfigError(f"{source.file} defines no STAGE", "End the file with `STAGE = Stage(...)`.")
+def _contents(module: Any, source: Source) -> list[Stage | Part]:
+    """Collect STAGE or STAGES and PARTS from a loaded module, with its docstring and source."""
+    found = getattr(module, "STAGES", None) or ([module.STAGE] if hasattr(module, "STAGE") else [])
+    parts = getattr(module, "PARTS", {})
+    if not all(isinstance(stage, Stage) for stage in found) or not isinstance(parts, Mapping) or not (found or parts):
+        raise ConfigError(f"{source.file} defines no STAGE", "End the file with `STAGE = Stage(...)`, or with PARTS = {'KIND:NAME': ...}.")
     doc = (module.__doc__ or "").strip()
-    return [replace(stage, doc=stage.doc or doc, source=source) for stage in found]
+    stages = [replace(stage, doc=stage.doc or doc, source=source) for stage in found]
+    for stage in stages:
+        stage.parts()  # now that the file is known, places in it can be read
+    return [*stages, *(Part.parse(label, value, source) for label, value in parts.items())]
 
 
-def _load_safely(path: Path, origin: str) -> list[Stage] | Broken:
-    """Load one file; whatever goes wrong in it becomes a Broken entry instead of stopping the others."""
+def _load_safely(load: Callable[[], list[Stage | Part]], source: Source) -> list[Stage | Part] | Broken:
+    """Load one source; whatever goes wrong in it becomes a Broken entry instead of stopping the others.
+
+    What it prints goes to standard error, so that it cannot be taken for an answer.
+    """
     try:
-        return load_file(path, origin)
+        with contextlib.redirect_stdout(sys.stderr):
+            return load()
+    except KeyboardInterrupt:
+        raise
     except AblationError as error:
-        return Broken(Source(str(path), origin=origin), str(error))
-    except BaseException as error:
-        if isinstance(error, KeyboardInterrupt):
-            raise
-        return Broken(Source(str(path), origin=origin), f"{type(error).__name__}: {error}")
+        return Broken(source, str(error))
+    except BaseException as error:  # noqa: BLE001 - a plugin may even raise SystemExit
+        return Broken(source, " ".join(f"{type(error).__name__}: {error}".split()))
 
 
-def _installed(group: str = ENTRY_POINT_GROUP) -> list[Stage | Broken]:
-    """Load stages of installed distributions; an entry point names a module or a Stage."""
-    found: list[Stage | Broken] = []
-    for entry in sorted(metadata.entry_points(group=group), key=lambda e: e.name):
-        origin = f"{entry.dist.name} {entry.dist.version}" if entry.dist else "installed"
-        try:
-            loaded = entry.load()
-            module = sys.modules[entry.module]
-            file = Path(module.__file__ or "")
-            source = Source(str(file), hashlib.sha256(file.read_bytes()).hexdigest(), origin)
-            doc = (module.__doc__ or "").strip()
-            stages = [replace(loaded, doc=loaded.doc or doc, source=source)] if isinstance(loaded, Stage) else _stages_of(loaded, source)
-            found.extend(stages)
-        except Exception as error:  # noqa: BLE001 - a broken plugin must not stop the others
-            found.append(Broken(Source(entry.value, origin=origin), f"{type(error).__name__}: {error}"))
+def _installed() -> list[list[Stage | Part] | Broken]:
+    """Load the stages of installed distributions, and note the parts they provide without importing them."""
+    found: list[list[Stage | Part] | Broken] = []
+    for entry, origin in _entry_points(found):
+        source = Source(entry.value, origin=origin)
+        if entry.group == ENTRY_POINT_GROUP:
+            found.append(_load_safely(partial(_load_entry, entry, origin), source))
+        else:
+            kind = entry.group.removeprefix("ablation.").removesuffix("s")
+            found.append(_load_safely(partial(_part_entry, f"{kind}:{entry.name}", entry.value, source), source))
     return found
+
+
+def _part_entry(label: str, value: str, source: Source) -> list[Stage | Part]:
+    """Read an entry point that names a part."""
+    return [Part.parse(label, value, source)]
+
+
+def _entry_points(found: list[list[Stage | Part] | Broken]) -> list[tuple[metadata.EntryPoint, str]]:
+    """List our entry points in the order of their names; a distribution whose metadata cannot be read is added as broken."""
+    entries: list[tuple[metadata.EntryPoint, str]] = []
+    seen: set[str] = set()
+    for distribution in metadata.distributions():
+        where = str(getattr(distribution, "_path", "an installed distribution"))
+        try:
+            if "[ablation." not in (distribution.read_text("entry_points.txt") or ""):
+                continue
+            name, version = distribution.metadata["Name"], distribution.metadata["Version"]
+            if not name:
+                raise ValueError("its METADATA has no Name")
+            if name.lower() in seen:
+                continue
+            seen.add(name.lower())
+            entries += [(entry, f"{name} {version}") for entry in distribution.entry_points if entry.group in ENTRY_POINT_GROUPS]
+        except Exception as error:  # noqa: BLE001 - metadata of others, in whatever state
+            found.append(Broken(Source(where, origin="installed"), f"its metadata cannot be read: {type(error).__name__}: {error}"))
+    return sorted(entries, key=lambda pair: (pair[0].group, pair[0].name))
+
+
+def _load_entry(entry: metadata.EntryPoint, origin: str) -> list[Stage | Part]:
+    """Load an entry point that names a module or a Stage."""
+    loaded = entry.load()
+    module = sys.modules[entry.module]
+    file = Path(module.__file__ or "")
+    source = Source(str(file), hashlib.sha256(file.read_bytes()).hexdigest(), origin)
+    doc = (module.__doc__ or "").strip()
+    return [replace(loaded, doc=loaded.doc or doc, source=source)] if isinstance(loaded, Stage) else _contents(loaded, source)
 
 
 def _files(location: Path) -> list[Path]:
@@ -145,45 +189,20 @@ def load_root(folder: Path) -> tuple[Stage, Config]:
 def discover(extra: Sequence[str | Path] = (), installed: bool = True) -> StageTree:
     """Build the stage tree from the built-in folder, installed plugins and extra files or folders.
 
-    A source that cannot be loaded is kept as Broken and stops only a run that needs it; a duplicate name raises with both sources.
+    A source that cannot be loaded is kept as Broken and stops only a run that needs it; a file that was asked for and claims
+    a name that is taken raises with both sources.
     """
     folder = builtin_folder()
     root_stage, root = load_root(folder)
-    stages, broken = [root_stage], []
-    loaded: list[list[Stage] | Broken] = [_load_safely(path, "built-in") for path in _files(folder)]
-    loaded += [[item] if isinstance(item, Stage) else item for item in (_installed() if installed else [])]
-    loaded += [_load_safely(path.resolve(), "--stages") for location in extra for path in _files(Path(location))]
-    for item in loaded:
-        if isinstance(item, Broken):
-            broken.append(item)
-        else:
-            stages.extend(item)
-    return StageTree.build(stages, root, broken)
+    loaded = [_load_path(path, "built-in") for path in _files(folder)]
+    loaded += _installed() if installed else []
+    loaded += [_load_path(path.resolve(), "--stages") for location in extra for path in _files(Path(location))]
+    broken = [item for item in loaded if isinstance(item, Broken)]
+    things = [thing for item in loaded if not isinstance(item, Broken) for thing in item]
+    stages = [root_stage, *(thing for thing in things if isinstance(thing, Stage))]
+    return StageTree.build(stages, root, broken, [thing for thing in things if isinstance(thing, Part)])
 
 
-def load_parts(stages: Iterable[Stage]) -> dict[str, Any]:
-    """Import the parts that stages provide, as a map from "tokenizer:NAME" to the class; only jobs call this."""
-    parts: dict[str, Any] = {}
-    for stage in stages:
-        for part, value in stage.provides.items():
-            parts[part] = _import_part(stage, value) if isinstance(value, str) else value
-    return parts
-
-
-def _import_part(stage: Stage, value: str) -> Any:
-    """Import "module:Name"; a module ending in .py is a file beside the stage file."""
-    module_name, _, attribute = value.partition(":")
-    try:
-        if module_name.endswith(".py"):
-            path = Path(stage.source.file).parent / module_name
-            spec = importlib.util.spec_from_file_location(f"_ablation_part_{path.stem}", path)
-            if spec is None or spec.loader is None:
-                raise ImportError(f"{path} cannot be loaded")
-            module = importlib.util.module_from_spec(spec)
-            sys.modules[spec.name] = module
-            spec.loader.exec_module(module)
-        else:
-            module = importlib.import_module(module_name)
-        return getattr(module, attribute)
-    except Exception as error:
-        raise ConfigError(f"stage '{stage.name}' provides '{value}', which cannot be imported: {error}", "Mend it.") from error
+def _load_path(path: Path, origin: str) -> list[Stage | Part] | Broken:
+    """Load one file safely."""
+    return _load_safely(partial(load_file, path, origin), Source(str(path), origin=origin))

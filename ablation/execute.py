@@ -11,13 +11,31 @@ from ablation.launch.inline import InlineLauncher
 from ablation.launch.local import LocalLauncher, default_workers, visible_gpus
 from ablation.launch.watch import RunWatcher
 from ablation.launch.worker import CHECKPOINT_SECONDS, StopFlag
+from ablation.parts import LAUNCHERS, load_part
+from ablation.protocols import LauncherOptions
 from ablation.study import Study, machine_name, write_plan
 from ablation.terminal import console, plain
 
 if TYPE_CHECKING:
     from rich.console import Console
 
-BUILT_IN = ("inline", "local", "slurm")
+
+def choose_launcher(name: str, options: LauncherOptions, study: Study) -> Launcher:
+    """Build a launcher by name: inline, local, or one that a plugin provides. Raises ConfigError with the nearest names."""
+    if name == "inline":
+        return InlineLauncher(options.threads, options.checkpoint_seconds)
+    if name == "local":
+        gpus = visible_gpus()
+        workers = options.parallel or len(gpus) or max(1, default_workers() // options.processes)
+        return LocalLauncher(workers, options.threads, gpus, options.checkpoint_seconds, options.processes)
+    part = study.tree.parts.get(f"launcher:{name}")
+    if part is None:
+        provided = [label.partition(":")[2] for label in study.tree.parts if label.startswith("launcher:")]
+        raise ConfigError(f"unknown launcher '{name}'", nearest(name, [*LAUNCHERS, *provided]))
+    built: Launcher = load_part(part.entry())(options)
+    if not callable(getattr(built, "run", None)):
+        raise ConfigError(f"launcher '{name}' of {part.source} has no method run", "See ablation/protocols.py: LauncherPart.")
+    return built
 
 
 def execute(
@@ -34,8 +52,8 @@ def execute(
 
     command: what asked for it. processes: how many share one training, in the local launcher.
     """
-    if launcher not in ("inline", "local"):
-        raise ConfigError(f"unknown launcher '{launcher}'", nearest(launcher, BUILT_IN))
+    options = LauncherOptions(parallel, threads, CHECKPOINT_SECONDS if checkpoint_seconds is None else checkpoint_seconds, processes)
+    chosen = choose_launcher(launcher, options, study)
     decisions = write_plan(study, command)
     reused = {job for job, decision in decisions.items() if decision.action == "reuse"}
     out.print(
@@ -43,11 +61,6 @@ def execute(
     )
     stop = StopFlag()
     stop.install()
-    interval = CHECKPOINT_SECONDS if checkpoint_seconds is None else checkpoint_seconds
-    chosen: Launcher = InlineLauncher(threads, interval)
-    if launcher == "local":
-        gpus = visible_gpus()
-        chosen = LocalLauncher(parallel or len(gpus) or max(1, default_workers() // processes), threads, gpus, interval, processes)
     began = time.monotonic()
     with RunWatcher(study.plan, out, reused) as watcher:
         outcome = chosen.run(study.plan, study.store, watcher, stop)

@@ -18,7 +18,17 @@ from ablation.config import Config, field_names, get_value
 EXCLUDED = ("data.path", "tokenizer.perceptual_path", "fid.extractor_path", "denoiser.init_path")
 """Settings that say where something lies, never what it is; no key contains them."""
 
-KIND_VERSIONS = {"reference": 1, "tokenizer": 1, "encode": 1, "train": 1, "probe": 1, "fid": 1, "finetune": 1, "checkpoint": 1}
+KIND_VERSIONS = {
+    "reference": 1,
+    "tokenizer": 1,
+    "encode": 1,
+    "train": 1,
+    "probe": 1,
+    "fid": 1,
+    "finetune": 1,
+    "checkpoint": 1,
+    "evaluation": 1,
+}
 """Job kinds in the order in which a cell runs them; raise a number when a kind's results change meaning."""
 
 _DATA = ("data.source", "data.image_size", "data.train_images", "data.scene_seed")
@@ -35,6 +45,8 @@ _SCHEDULE_READS = {
     "linear_sigma": ("sigma_max", "num_timesteps"),
     "constant": ("sigma_constant",),
 }
+_COEFFICIENTS = ("beta_start", "beta_end", "sigma_max", "sigma_constant", "num_timesteps")
+"""What a plugin's schedule may read."""
 _FID_READS = tuple(f"fid.{name}" for name in ("samples", "sampler", "sampler_steps", "guidance", "weights", "precision"))
 _PROBE_BOTH = ("block", "timestep", "noisy_input", "input", "weights", "held_out", "neighbours", "knn_temperature", "precision")
 _CHECKPOINT_PROBE = ("held_out", "neighbours", "knn_temperature", "precision")
@@ -76,6 +88,8 @@ def _reads(kind: str, config: Config) -> list[str]:
         names = _CHECKPOINT_PROBE + (_PROBE_EPOCHS if config.probe.mode == "epochs" else ("weight_decays",))
         crops = ["data.crop_source_size"] if config.probe.mode == "epochs" else []
         return [*_DATA, *_TEST, *crops, "data.horizontal_flip", "probe.mode", *(f"probe.{name}" for name in names)]
+    if kind == "evaluation":  # a plugin: what it can ask for is what it reads
+        return [*_DATA, *_TEST, *(f"probe.{name}" for name in type(config.probe).model_fields if name != "evaluations")]
     return ["fid.extractor", *_FID_READS]
 
 
@@ -110,14 +124,14 @@ def _train(config: Config) -> list[str]:
     if config.tokenizer.kind not in ("patch_ae", "patch_pca", "pixels"):
         read.append("tokenizer.sample_posterior")
     read += [f"process.{name}" for name in ("schedule", "target", "loss_weight", "input_space", "output_space", "learned_variance")]
-    read += [f"process.{name}" for name in _SCHEDULE_READS[process.schedule]]
+    read += [f"process.{name}" for name in _SCHEDULE_READS.get(process.schedule, _COEFFICIENTS)]
     if process.target == "original":
         read.append("process.residual_weight")
     if process.output_space == "image":
         read.append("process.image_loss_units")
     if process.learned_variance:
         read.append("process.variational_weight")
-    read += [f"denoiser.{name}" for name in ("size", "encoder_depth", "modulation_ratio", "class_conditional")]
+    read += [f"denoiser.{name}" for name in ("kind", "size", "encoder_depth", "modulation_ratio", "class_conditional")]
     if config.denoiser.class_conditional:
         read.append("denoiser.class_dropout")
     off = "epochs" if train.steps is not None else "steps"

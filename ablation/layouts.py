@@ -27,7 +27,7 @@ class Route:
     """The path to a stage over a root configuration, with the study's settings on top of every configuration."""
 
     def __init__(self, tree: StageTree, through: str, settings: Mapping[str, Any]) -> None:
-        self.through, self.settings, self.root = through, settings, tree.root
+        self.through, self.settings, self.root, self.parts = through, settings, tree.root, tree.parts
         self.stages = tree.path(through)
         self.plain = tuple(tree.resolve(stage.name) for stage in self.stages)  # without the settings
         self.configs = tuple(apply(config, settings) for config in self.plain)
@@ -45,8 +45,8 @@ class Route:
         return made
 
     def check(self, config: Config, stages: Iterable[Stage]) -> None:
-        """Raise ConfigError where a configuration cannot run with the parts that the stages provide."""
-        check_config(config, [part for stage in stages for part in stage.provides])
+        """Raise ConfigError where a configuration cannot run; parts may come from any stage of the tree."""
+        check_config(config, self.parts)
 
     def home(self, config: Config) -> tuple[str, tuple[tuple[str, Any], ...]]:
         """Name a configuration: a stage of the path that equals it, else the final stage or the root, whichever is nearer, and

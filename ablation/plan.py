@@ -8,15 +8,17 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-from ablation.config import DataConfig
+from ablation.config import Config, DataConfig
 from ablation.data.fingerprint import fingerprint, weights_fingerprint
 from ablation.design import Cell
 from ablation.diffusion.feasible import undefined_reason
 from ablation.keys import KIND_VERSIONS, changed_key, changed_settings, job_slice
+from ablation.parts import KINDS, used
 from ablation.stage import StageTree
 from ablation.store import JobState, Store
 
-SEEDED = {"tokenizer", "train", "probe", "fid", "finetune"}
+SEEDED = {"tokenizer", "train", "probe", "fid", "finetune", "evaluation"}
+_NETWORK_PARTS = ("tokenizer", "schedule", "target", "weight", "denoiser")
 
 
 @dataclass(frozen=True)
@@ -32,7 +34,7 @@ class JobSpec:
     control: str | None
     fingerprint: Mapping[str, str]
     extra: Mapping[str, Any]  # what enters the key beside settings and inputs
-    sources: tuple[Mapping[str, str], ...]  # stage files that provide parts: file, sha256, stage
+    sources: tuple[Mapping[str, str], ...]  # the parts it loads, as Part.entry writes them
 
     @property
     def id(self) -> str:
@@ -99,13 +101,20 @@ def _cell_jobs(maker: _JobMaker, cell: Cell, prints: dict[str, str]) -> dict[str
     config = cell.config
     made: dict[str, JobSpec] = {}
 
-    def add(kind: str, *parents: str) -> None:
-        made[kind] = maker.job(cell, kind, {role: made[role] for role in parents}, prints)
+    def add(kind: str, *parents: str, evaluation: str = "") -> None:
+        given = {role: made[role] for role in parents}
+        made[f"{kind}:{evaluation}" if evaluation else kind] = maker.job(cell, kind, given, prints, evaluation)
+
+    def add_evaluations(parent: str) -> None:
+        for name in config.probe.evaluations:
+            add("evaluation", parent, evaluation=name)
 
     if cell.control:  # measures latents or an untrained network: nothing to train
         add("tokenizer")
         add("encode", "tokenizer")
         add("probe", "encode")
+        if cell.control == "random_init":
+            add_evaluations("encode")
         return made
     if undefined_reason(config.process) is None:
         add("reference")
@@ -117,6 +126,7 @@ def _cell_jobs(maker: _JobMaker, cell: Cell, prints: dict[str, str]) -> dict[str
         add("fid", "train", "reference")
     if config.finetune.enabled:
         add("finetune", "train")
+    add_evaluations("train")
     return made
 
 
@@ -141,17 +151,17 @@ class _JobMaker:
         self._configs: dict[int, Mapping[str, Any]] = {}
         self._made: dict[tuple[Any, ...], JobSpec] = {}
 
-    def job(self, cell: Cell, kind: str, parents: dict[str, JobSpec], prints: dict[str, str]) -> JobSpec:
-        """Make one job's specification and key."""
+    def job(self, cell: Cell, kind: str, parents: dict[str, JobSpec], prints: dict[str, str], evaluation: str = "") -> JobSpec:
+        """Make one job's specification and key; evaluation names the part that an evaluation job runs."""
         config = cell.config
-        control = cell.control if kind == "probe" else None
+        control = cell.control if kind in ("probe", "evaluation") else None
         seeded = kind in SEEDED and not (kind == "tokenizer" and config.tokenizer.kind in ("patch_pca", "pixels"))
         seed = cell.seed if seeded else None
-        same = (id(config), cell.stage, cell.path, kind, control)  # configurations live as long as the cells that hold them
+        same = (id(config), kind, control, evaluation)  # configurations live as long as the cells that hold them
         whole = (*same, seed, *(spec.key for spec in parents.values()))
         if whole not in self._made:
             if same not in self._common:
-                self._common[same] = self._shared(cell, kind, control, prints)
+                self._common[same] = self._shared(config, kind, control, prints, evaluation)
             common = self._common[same]
             extra = {"seed": seed, "control": control, **common.extra}
             inputs = {role: spec.id for role, spec in parents.items()}
@@ -161,36 +171,41 @@ class _JobMaker:
             )
         return self._made[whole]
 
-    def _shared(self, cell: Cell, kind: str, control: str | None, prints: dict[str, str]) -> _Common:
+    def _shared(self, config: Config, kind: str, control: str | None, prints: dict[str, str], evaluation: str) -> _Common:
         """Work out what does not depend on the seed."""
-        config = cell.config
         reads = job_slice(kind, config)
         if control == "random_init":  # reads the architecture, none of the training
             reads |= {path: value for path, value in job_slice("train", config).items() if not path.startswith("train.")}
         elif control == "pca_features":
             reads |= {"tokenizer.latent_scale": config.tokenizer.latent_scale}
-        sources = _part_sources(self.tree, cell)
+        sources = _part_sources(self.tree, config, kind, evaluation)
         data = {split: print_ for split, print_ in prints.items() if kind != "reference" or split == "train"}
         extra: dict[str, Any] = {}
         if kind in ("reference", "tokenizer"):
             extra["data"] = data
         if config.denoiser.init_path and (kind == "train" or control == "random_init"):
             extra["initial_weights"] = weights_fingerprint(config.denoiser.init_path)
-        if sources and kind == "tokenizer":
-            extra["sources"] = sorted(source["sha256"] for source in sources)
+        if evaluation:
+            extra["evaluation"] = evaluation
+        if own := _own_digests(sources, kind, control):
+            extra["sources"] = own
         if id(config) not in self._configs:
             self._configs[id(config)] = config.model_dump(mode="json")
         return _Common(reads, changed_settings(reads), self._configs[id(config)], extra, data, sources)
 
 
-def _part_sources(tree: StageTree, cell: Cell) -> tuple[dict[str, str], ...]:
-    """Name the stage files on the cell's path that provide the parts its configuration uses."""
-    wanted = f"tokenizer:{cell.config.tokenizer.kind}"
-    return tuple(
-        {"file": stage.source.file, "sha256": stage.source.sha256, "stage": stage.name}
-        for stage in cell.steps(tree)
-        if wanted in stage.provides
-    )
+def _part_sources(tree: StageTree, config: Config, kind: str, evaluation: str) -> tuple[dict[str, str], ...]:
+    """Say where the parts are that a job of this kind loads."""
+    wanted = {"reference": (), "tokenizer": ("tokenizer",), "encode": ("tokenizer",)}.get(kind, _NETWORK_PARTS)
+    labels = [label for label in used(config) if label.partition(":")[0] in wanted]
+    labels += [f"evaluation:{evaluation}"] if evaluation else []
+    return tuple(tree.parts[label].entry() for label in labels)
+
+
+def _own_digests(sources: Sequence[Mapping[str, str]], kind: str, control: str | None) -> list[str]:
+    """Return the digests of the parts that no input's key holds yet; an untrained network has no training above it."""
+    jobs = {kind, "train"} if control == "random_init" else {kind}
+    return sorted(source["digest"] for source in sources if KINDS[source["part"].partition(":")[0]].job in jobs)
 
 
 def decide(plan: Plan, store: Store) -> dict[str, Decision]:

@@ -14,7 +14,8 @@ from typing import Any
 from ablation.config import apply
 from ablation.design import make_cell
 from ablation.errors import ConfigError
-from ablation.stage import EFFECTS, NAME_PATTERN, StageTree
+from ablation.parts import NAME_PATTERN
+from ablation.stage import EFFECTS, StageTree
 
 STAGE_FILE = '''"""{sentence}
 

@@ -6,7 +6,6 @@ from the root to a stage resolves to one frozen configuration per stage. This mo
 
 from __future__ import annotations
 
-import re
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field, replace
 from types import MappingProxyType
@@ -14,23 +13,10 @@ from typing import Any
 
 from ablation.config import Config, apply, describe_type, diff, field_type, get_value
 from ablation.errors import ConfigError, nearest
+from ablation.parts import NAME_PATTERN, Part, Source, check_names
 
-NAME_PATTERN = re.compile(r"[a-z][a-z0-9_]{0,63}\Z")
-PART_KINDS = ("tokenizer",)
 EFFECTS = ("data", "tokenizer", "input", "conditioning", "target", "loss", "parameters", "training", "evaluation", "sampling")
 """What a stage can act on, as `ablate check` sees it; docs/add-a-stage.md says what each is."""
-
-
-@dataclass(frozen=True)
-class Source:
-    """Where a stage came from: a file and the hash of its bytes, or an installed distribution."""
-
-    file: str = ""
-    sha256: str = ""
-    origin: str = "built-in"  # built-in, --stages, or the distribution's name and version
-
-    def __str__(self) -> str:
-        return f"{self.file or '?'} ({self.origin})"
 
 
 @dataclass(frozen=True)
@@ -38,11 +24,11 @@ class Stage:
     """One step of the deconstruction, declared as a diff on its parent's configuration.
 
     `changes` maps dotted settings to their new values. `requires` maps dotted settings to the values (one, or a tuple
-    of them) that the parent's configuration must have. `provides` maps "tokenizer:NAME" to a class, or to the text
-    "module:Class" (loaded only in jobs, so that listing stages needs no torch). `uses_labels` says whether class labels
-    enter training anywhere, the tokenizer's perceptual network included. `incomparable` names quantities that must not
-    be compared with the parent's. `effects` says which of EFFECTS the stage acts on, all of them; `ablate check` holds it
-    to that. Left empty, only the changes are checked.
+    of them) that the parent's configuration must have. `provides` maps "KIND:NAME" to the place of a part,
+    "package.module:Name" or "file.py:Name" (loaded only in jobs, so that listing stages needs no torch). `uses_labels` says
+    whether class labels enter training anywhere, the tokenizer's perceptual network included. `incomparable` names
+    quantities that must not be compared with the parent's. `effects` says which of EFFECTS the stage acts on, all of them;
+    `ablate check` holds it to that. Left empty, only the changes are checked.
     """
 
     name: str
@@ -56,7 +42,7 @@ class Stage:
     provides: Mapping[str, Any] = field(default_factory=dict)
     effects: tuple[str, ...] = ()
     doc: str = ""
-    source: Source = Source()
+    source: Source = field(default_factory=Source)
 
     def __post_init__(self) -> None:
         if not isinstance(self.name, str) or not NAME_PATTERN.match(self.name):
@@ -67,10 +53,11 @@ class Stage:
             raise ConfigError(f"stage '{self.name}' has no title", "Give the words its table row should show.")
         if self.after == self.name:
             raise ConfigError(f"stage '{self.name}' names itself as its parent", "Set `after` to the stage it builds on.")
-        for part in self.provides:
-            kind, _, part_name = str(part).partition(":")
-            if kind not in PART_KINDS or not NAME_PATTERN.match(part_name):
-                raise ConfigError(f"stage '{self.name}' provides '{part}'", f"Write KIND:NAME with KIND one of {', '.join(PART_KINDS)}.")
+        for label, value in self.provides.items():
+            try:
+                Part.parse(label, value, self.source if self.source.file else Source("stage.py"))
+            except ConfigError as error:
+                raise ConfigError(f"stage '{self.name}': {error.problem}", error.fix) from None
         for effect in self.effects:
             if effect not in EFFECTS:
                 raise ConfigError(f"stage '{self.name}' declares the unknown effect '{effect}'", nearest(str(effect), EFFECTS))
@@ -91,6 +78,10 @@ class Stage:
                     f"stage '{self.name}' requires {path} = {' or '.join(map(str, allowed))}, but it is {actual} before it",
                     f"Place '{self.name}' after a stage that sets it.",
                 )
+
+    def parts(self) -> tuple[Part, ...]:
+        """Return the parts it provides."""
+        return tuple(Part.parse(label, value, self.source) for label, value in self.provides.items())
 
     def apply(self, parent: Config) -> Config:
         """Return the parent's configuration with this stage's changes; refuse a change that changes nothing."""
@@ -120,34 +111,38 @@ class Broken:
 
 @dataclass(frozen=True)
 class StageTree:
-    """All known stages by name, their root configuration, and the sources that failed to load."""
+    """All known stages by name, their root configuration, the parts they can use, and the sources that failed to load."""
 
     stages: Mapping[str, Stage]
     root: Config
     broken: tuple[Broken, ...] = ()
+    parts: Mapping[str, Part] = field(default_factory=dict)  # by "KIND:NAME"
 
     @classmethod
-    def build(cls, stages: Iterable[Stage], root: Config, broken: Iterable[Broken] = ()) -> StageTree:
-        """Check names, parents and cycles, then freeze."""
-        by_name: dict[str, Stage] = {}
-        for stage in stages:
-            if other := by_name.get(stage.name):
-                raise ConfigError(f"two stages are named '{stage.name}': {other.source} and {stage.source}", "Rename one of them.")
-            by_name[stage.name] = stage
-        faults = list(broken)
+    def build(cls, stages: Iterable[Stage], root: Config, broken: Iterable[Broken] = (), parts: Iterable[Part] = ()) -> StageTree:
+        """Check names, parts, parents and cycles, then freeze.
+
+        What is wrong with an installed plugin, and a stage that has no path to the root, becomes a Broken entry and leaves
+        the rest alone. Raises ConfigError where two sources that were asked for claim one name.
+        """
+        by_name, faults = _distinct(stages)
+        known, clashes = _gather([*parts, *(part for stage in by_name.values() for part in stage.parts())])
+        faults = [*broken, *faults, *clashes]
+        reasons = {name: fault.problem for fault in faults for name in fault.names}
+        for stage in list(by_name.values()):
+            if problem := _name_problem(stage, known) or _cycle_problem(stage, by_name):
+                faults.append(Broken(stage.source, problem, (stage.name,)))
+                reasons[stage.name] = problem
+        by_name = {name: stage for name, stage in by_name.items() if name not in reasons or stage.source.origin == "built-in"}
         while missing := [s for s in by_name.values() if s.after is not None and s.after not in by_name]:
             for stage in missing:
-                problem = f"stage '{stage.name}': its parent '{stage.after}' does not exist. {nearest(str(stage.after), by_name)}"
+                parent = str(stage.after)
+                why = f"cannot be used ({reasons[parent]})" if parent in reasons else f"does not exist. {nearest(parent, by_name)}"
+                problem = f"stage '{stage.name}': its parent '{parent}' {why}"
                 faults.append(Broken(stage.source, problem, (stage.name,)))
+                reasons[stage.name] = problem
                 del by_name[stage.name]
-        for stage in by_name.values():
-            seen, current = [stage.name], stage
-            while current.after is not None:
-                current = by_name[current.after]
-                if current.name in seen:
-                    raise ConfigError(f"stages form a cycle: {' -> '.join([*seen, current.name])}", f"Mend `after` in {stage.source}.")
-                seen.append(current.name)
-        return cls(MappingProxyType(by_name), root, tuple(faults))
+        return cls(MappingProxyType(by_name), root, tuple(faults), MappingProxyType(known))
 
     def stage(self, name: str) -> Stage:
         """Return a stage by name; an unknown name raises with the nearest ones and any broken source."""
@@ -196,3 +191,59 @@ class StageTree:
     def with_root(self, root: Config) -> StageTree:
         """Return the same tree over another root configuration, such as one with a scale applied."""
         return replace(self, root=root)
+
+
+def _distinct(stages: Iterable[Stage]) -> tuple[dict[str, Stage], list[Broken]]:
+    """Map names to stages. Of two with one name, installed ones yield to others, and two installed ones are both broken."""
+    by_name: dict[str, Stage] = {}
+    faults: list[Broken] = []
+    ambiguous: set[str] = set()
+    for stage in stages:
+        other = by_name.get(stage.name)
+        if other is None:
+            by_name[stage.name] = stage
+            continue
+        problem = f"two stages are named '{stage.name}': {other.source} and {stage.source}"
+        if not stage.source.installed:
+            raise ConfigError(problem, "Rename one of them.")
+        if other.source.installed:
+            ambiguous.add(stage.name)
+            faults.append(Broken(other.source, problem, (stage.name,)))
+        faults.append(Broken(stage.source, problem, (stage.name,) if other.source.installed else ()))
+    return {name: stage for name, stage in by_name.items() if name not in ambiguous}, faults
+
+
+def _gather(parts: Iterable[Part]) -> tuple[dict[str, Part], list[Broken]]:
+    """Map labels to parts; of two different ones, the later is broken if it is installed, else the clash is an error."""
+    known: dict[str, Part] = {}
+    faults: list[Broken] = []
+    for part in parts:
+        other = known.setdefault(part.label, part)
+        same_file = other.source.file == part.source.file or ".py:" not in part.place
+        if other.place == part.place and same_file:
+            continue
+        problem = f"two parts are named '{part.label}': {other.place} of {other.source} and {part.place} of {part.source}"
+        if not part.source.installed:
+            raise ConfigError(problem, "Rename one of them.")
+        faults.append(Broken(part.source, problem))
+    return known, faults
+
+
+def _name_problem(stage: Stage, parts: Mapping[str, Part]) -> str:
+    """Say which of a stage's changes names a part that does not exist; empty where none does."""
+    try:
+        check_names(stage.changes, parts)
+    except ConfigError as error:
+        return f"stage '{stage.name}': {error}"
+    return ""
+
+
+def _cycle_problem(stage: Stage, by_name: Mapping[str, Stage]) -> str:
+    """Say which cycle a stage is on or leads to; empty where its path ends."""
+    seen, current = [stage.name], stage
+    while current.after is not None and current.after in by_name:
+        current = by_name[current.after]
+        if current.name in seen:
+            return f"stages form a cycle: {' -> '.join([*seen, current.name])}; mend `after` in {stage.source}"
+        seen.append(current.name)
+    return ""

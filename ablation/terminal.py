@@ -219,11 +219,12 @@ def print_status(study: str, root: Path, cells: Sequence[Mapping[str, Any]], as_
     if as_json:
         emit_json({"study": study, "cells": cells})
         return
+    roles = [*ROLES, *sorted({role for cell in cells for role in cell["jobs"]} - {*ROLES, "reference"})]
     rows = [
         (
             cell["cell"],
             coloured(cell["state"], STATE_STYLES),
-            *(coloured(cell["jobs"].get(role, "-"), STATE_STYLES) for role in ROLES),
+            *(coloured(cell["jobs"].get(role, "-"), STATE_STYLES) for role in roles),
             str(cell["attempts"]),
             clock(cell["elapsed"]),
             number(cell["loss"], 4),
@@ -234,7 +235,7 @@ def print_status(study: str, root: Path, cells: Sequence[Mapping[str, Any]], as_
         for cell in cells
     ]
     console().print(f"study [bold]{plain(study)}[/] in {plain(root)}", soft_wrap=True)
-    print_table(("cell", "state", *ROLES, "tries", "time", "loss", "probe %", "log", "why"), rows)
+    print_table(("cell", "state", *roles, "tries", "time", "loss", "probe %", "log", "why"), rows)
 
 
 def clock(seconds: float) -> str:

@@ -18,6 +18,7 @@ LAYERS = (
     "merge",
     "store",
     "keys",
+    "parts",
     "stage",
     "discover",
     "torchvision_compat",
@@ -47,6 +48,7 @@ LAYERS = (
     "rates",
     "pricing",
     "calibration",
+    "protocols",  # names the types of all kinds of parts
     "effects",
     "export",
     "scaffold",
@@ -67,7 +69,7 @@ LIGHT = (
     "rates pricing denoiser.sizes commands.plan_cost commands.report commands.verify data.fingerprint data.sources "
     "coalitions diffusion.feasible tokenizers.checks launch.base launch.inline launch.local launch.watch launch.worker "
     "launch.together commands.slurm "
-    "scaffold execute api commands.check commands.new_stage "
+    "parts protocols scaffold execute api commands.check commands.new_stage "
     "merge ready_studies"
 ).split()
 HEAVY = {"torch", "torchvision", "timm", "diffusers", "numpy", "scipy", "PIL", "pandas", "matplotlib", "safetensors", "torch_fidelity"}

@@ -10,8 +10,8 @@ def test_unknown_setting_names_the_nearest():
 
 
 def test_wrong_value_names_field_and_valid_values():
-    with pytest.raises(ConfigError, match=r"process\.target.*'cleen'.*noise, clean, original"):
-        apply(Config(), {"process.target": "cleen"})
+    with pytest.raises(ConfigError, match=r"process\.input_space.*'latnt'.*latent, image"):
+        apply(Config(), {"process.input_space": "latnt"})
 
 
 @pytest.mark.parametrize(

@@ -2,8 +2,9 @@ from pathlib import Path
 
 import pytest
 
-from ablation.discover import builtin_folder, discover, load_parts, load_scale, read_yaml, scale_names
+from ablation.discover import builtin_folder, discover, load_scale, read_yaml, scale_names
 from ablation.errors import ConfigError
+from ablation.parts import load_part
 
 GOOD = '''"""Longer memory of squared gradients."""
 from ablation.stage import Stage
@@ -72,15 +73,14 @@ def test_a_missing_path_is_an_error():
 
 def test_parts_are_loaded_from_beside_the_stage_file(tmp_path):
     folder = tmp_path / "plugin"
-    write(folder, "_part.py", "class Mine:\n    value = 3\n")
+    write(folder, "_part.py", "class Mine:\n    value = 3\n    def __init__(self, cfg, image_size): ...\n")
     text = (
         "from ablation.stage import Stage\n"
         "STAGE = Stage(name='own', after='patch_ae', title='t', changes={'tokenizer.kind': 'mine'}, "
         "provides={'tokenizer:mine': '_part.py:Mine'})"
     )
     tree = discover([write(folder, "own.py", text)], installed=False)
-    parts = load_parts([tree.stage("own")])
-    assert parts["tokenizer:mine"].value == 3
+    assert load_part(tree.parts["tokenizer:mine"].entry()).value == 3
 
 
 def test_scales():

@@ -106,10 +106,18 @@ def test_missing_parents_and_their_children_are_broken_and_the_rest_works(tree):
     assert grown.resolve("predict_original") == tree.resolve("predict_original")
 
 
-def test_cycles_are_refused(tree):
+def test_cycles_are_named_and_the_rest_works(tree):
     loop = [Stage(name=a, after=b, title="x", changes={"train.beta2": 0.95}) for a, b in (("one", "two"), ("two", "one"))]
-    with pytest.raises(ConfigError, match="cycle: "):
-        StageTree.build([*tree.stages.values(), *loop], tree.root)
+    grown = StageTree.build([*tree.stages.values(), *loop], tree.root)
+    assert set(grown.stages) == set(tree.stages)
+    with pytest.raises(ConfigError, match=r"'one' cannot be used: stages form a cycle: one -> two -> one"):
+        grown.stage("one")
+
+
+def test_a_name_that_no_part_has_is_named(tree):
+    lost = Stage(name="lost", after="patch_pca", title="x", changes={"process.schedule": "linear_sigm"})
+    with pytest.raises(ConfigError, match=r"'lost' cannot be used: .*unknown process\.schedule 'linear_sigm'\. Did you mean linear_sigma"):
+        StageTree.build([*tree.stages.values(), lost], tree.root).stage("lost")
 
 
 def test_resolving_is_applying_in_order(tree):

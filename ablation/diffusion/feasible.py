@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Collection
 from typing import Protocol
 
-from ablation.config import Config, ProcessConfig
+from ablation.config import BUILT_IN_NAMES, Config, ProcessConfig
 from ablation.errors import ConfigError
 
 ORTHONORMAL_TOKENIZERS = ("patch_pca", "pixels")
@@ -79,6 +79,11 @@ def _check_levels(process: ProcessConfig) -> None:
 def _check_spaces(config: Config, orthonormal_tokenizers: Collection[str]) -> None:
     """Check that image space is reachable where it is asked for."""
     process, kind = config.process, config.tokenizer.kind
+    if process.target not in BUILT_IN_NAMES["process.target"] and process.output_space == "image":
+        raise ConfigError(
+            f"process.target = {process.target} is a plugin's, which is a mixture of latents and their noise",
+            "Use process.output_space = latent.",
+        )
     for field, value in (("input_space", process.input_space), ("output_space", process.output_space)):
         if value == "image" and kind not in orthonormal_tokenizers:
             raise ConfigError(

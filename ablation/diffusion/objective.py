@@ -61,7 +61,7 @@ class DenoisingObjective:
         self._noise = noise.normal("noise", tuple(self._z0.shape[1:]))
         self._z_t = process.corrupt(self._z0, self._t, self._noise)
         self._labels = self._drop_labels(batch["labels"], noise) if self.num_classes else None
-        self.target = _target(process, self.space, self._z0, self._noise, batch)
+        self.target = _target(process, self.space, self._z0, self._t, self._noise, batch)
 
     def loss(self, phase: str) -> tuple[Tensor, dict[str, Tensor]]:
         """Return the mean over images of lambda_t x the mean squared error over tokens and numbers, and logged scalars.
@@ -106,8 +106,10 @@ def _component_weights(process: Process, space: PatchSpace | None) -> Tensor | N
     return None if bool((weights == 1).all()) else weights
 
 
-def _target(process: Process, space: PatchSpace | None, z0: Tensor, noise: Tensor, batch: dict[str, Tensor]) -> Tensor:
+def _target(process: Process, space: PatchSpace | None, z0: Tensor, t: Tensor, noise: Tensor, batch: dict[str, Tensor]) -> Tensor:
     """Return what the network should output, without variance channels. (B, N, d) or (B, N, D)."""
+    if process.mixture is not None:
+        return process.mix(z0, t, noise)
     if process.output_space == "latent" or space is None:
         return noise if process.target == "noise" else z0
     if process.target == "noise":

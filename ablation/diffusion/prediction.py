@@ -46,6 +46,8 @@ def clean_latents(process: Process, space: PatchSpace | None, output: Tensor, z_
     gamma_t < MIN_GAMMA the estimate is zero (`Process.clean_from_noise`).
     """
     prediction, _ = split_output(process, output)
+    if process.mixture is not None:
+        return process.clean_from_mixture(z_t, t, prediction)
     if process.target == "noise":
         noise = _space(space).noise_to_latent(prediction) if process.output_space == "image" else prediction
         return process.clean_from_noise(z_t, t, noise)

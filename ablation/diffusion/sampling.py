@@ -38,11 +38,12 @@ def first_level(process: Process) -> int:
     """Return the timestep that sampling starts from: T, or for noise prediction the last t with gamma_t >= MIN_GAMMA.
 
     At gamma_t = 0 (linear_gamma_squared at T) a noise prediction does not determine z_0 and the update would divide by zero.
-    The initial state is drawn from the law of that very level, so nothing is lost by starting below T.
+    The initial state is drawn from the law of that very level, so nothing is lost by starting below T. For a plugin's target it
+    is the last t at which the target can be solved for z_0.
     """
-    if process.target != "noise":
+    if process.target != "noise" and process.mixture is None:
         return process.num_timesteps
-    return int((process.gamma >= MIN_GAMMA).nonzero().max())
+    return int((process.divisor.abs() >= MIN_GAMMA).nonzero().max())
 
 
 def needs_statistics(process: Process) -> bool:

@@ -37,11 +37,16 @@ class FeatureExtractor:
     @property
     def width(self) -> int:
         """Numbers in one image's features."""
-        return self.denoiser.architecture.width
+        return self.denoiser.width
 
     @torch.no_grad()
     def __call__(self, raw: Tensor, images: Tensor | None, noise: NoiseSource | None = None) -> Tensor:
         """Return average-pooled features. raw (B, N, d), images (B, 3, H, W) where needed -> (B, width) float32."""
+        return self.token_features(raw, images, noise).mean(dim=1)  # (B, N, width) -> (B, width)
+
+    @torch.no_grad()
+    def token_features(self, raw: Tensor, images: Tensor | None, noise: NoiseSource | None = None) -> Tensor:
+        """Return features token by token. raw (B, N, d), images (B, 3, H, W) where needed -> (B, N, width) float32."""
         tokens = self.tokens(self.scaler(raw), images, noise)
         t = torch.full((len(tokens),), self.cfg.timestep, dtype=torch.int64, device=self.device)
         with torch.autocast(self.device.type, dtype=torch.bfloat16, enabled=self.cfg.precision == "bf16"):
@@ -50,7 +55,7 @@ class FeatureExtractor:
                 features = self.denoiser.encode(tokens, time)  # (B, N, width)
             else:
                 features = self.denoiser.encode(tokens, time, blocks=[self.cfg.block])[0]  # (B, N, width)
-        return features.float().mean(dim=1)  # (B, N, width) -> (B, width)
+        return features.float()
 
     def tokens(self, z0: Tensor, images: Tensor | None, noise: NoiseSource | None) -> Tensor:
         """Build the network's input (B, N, in_dim) from scaled latents (B, N, d), and from pixels where it reads them."""
@@ -90,3 +95,23 @@ def extract(
         raw = torch.from_numpy(latents).to(device).float()
         found[start : start + len(raw)] = extractor(raw, pixels, NoiseSource(seed, start, len(raw), device)).cpu()
     return found
+
+
+def extract_tokens(
+    extractor: FeatureExtractor,
+    means: ShardedArray,
+    images: ImageSet,
+    *,
+    span: tuple[int, int],
+    seed: int,
+    batch: int,
+    device: torch.device,
+) -> Tensor:
+    """Return features token by token of the images from span[0] to before span[1], (images, N, width) float32 on the CPU."""
+    found = []
+    for start in range(span[0], span[1], batch):
+        indices = np.arange(start, min(start + batch, span[1]))
+        pixels = to_tensor(images.batch(indices), device) if extractor.needs_images else None
+        raw = torch.from_numpy(np.asarray(means[indices])).to(device).float()
+        found.append(extractor.token_features(raw, pixels, NoiseSource(seed, start, len(indices), device)).cpu())
+    return torch.cat(found)

@@ -11,16 +11,15 @@ from torch import Tensor
 
 from ablation.data.latents import to_tensor, to_uint8
 from ablation.denoiser.dit import DiT
-from ablation.denoiser.exchange import load_denoiser
 from ablation.diffusion.sampling import Sampler, sample
 from ablation.errors import Interrupted
 from ablation.evaluation.extractors import build_extractor, frechet_protocol
 from ablation.evaluation.frechet import FeatureStatistics, frechet_distance
 from ablation.jobs.context import JobIO
-from ablation.jobs.parts import Setting, batches_of, images_of, load_setting
+from ablation.jobs.parts import Setting, batches_of, images_of, load_network, load_setting
 from ablation.jobs.protocol import data_protocol
 from ablation.keys import digest
-from ablation.store import DENOISER, DENOISER_AVERAGE, REFERENCE, SAMPLES, atomic_path
+from ablation.store import REFERENCE, SAMPLES, atomic_path
 from ablation.train.checkpoint import load_tensors
 from ablation.train.noise import stream_seed
 
@@ -34,11 +33,11 @@ def run(io: JobIO) -> dict[str, Any]:
     config = io.config
     tokenizer_job = io.ancestor("train", "encode", "tokenizer")
     setting = load_setting(io, io.ancestor("train", "encode"), tokenizer_job)
-    denoiser = load_denoiser(io.input("train", DENOISER_AVERAGE if config.fid.weights == "ema" else DENOISER)).to(io.device).eval()
     tensors, _ = load_tensors(io.input("reference", REFERENCE))
     reference = FeatureStatistics.from_tensors(tensors)
     extractor = build_extractor(config.fid.extractor, config.fid.extractor_path)
     images = images_of(io, "train")
+    denoiser = load_network(io, setting, images.num_classes, config.fid.weights)
     generated = FeatureStatistics.empty(extractor.dim)
     shown: list[Tensor] = []
     chunks = batches_of(config.fid.samples, BATCH)

@@ -2,26 +2,27 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 import numpy as np
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
-from ablation.config import Config
+from ablation.config import Config, DenoiserConfig
 from ablation.data.images import ImageSet, open_images
 from ablation.data.latents import LatentScaler, LatentStore
 from ablation.denoiser.diffusers_format import from_diffusers
 from ablation.denoiser.dit import DiT, build_denoiser
-from ablation.denoiser.exchange import load_denoiser
+from ablation.denoiser.exchange import load_denoiser, portable, save_denoiser
 from ablation.diffusion.prediction import input_dim, output_dim
 from ablation.diffusion.process import Process
 from ablation.diffusion.space import PatchSpace
 from ablation.errors import ArtifactError, ConfigError
 from ablation.jobs.context import JobIO
-from ablation.store import TOKENIZER
+from ablation.store import DENOISER, DENOISER_AVERAGE, TOKENIZER
 from ablation.tokenizers import build_tokenizer
 from ablation.tokenizers.base import Tokenizer
 from ablation.train.checkpoint import load_tensors, save_tensors
@@ -58,6 +59,7 @@ class Setting:
     scaler: LatentScaler
     tokenizer: Tokenizer
     space: PatchSpace | None
+    parts: Mapping[str, Any]
 
     def fresh_denoiser(self, num_classes: int, seed: int) -> DiT:
         """Build the cell's network with weights drawn from the seed, or read from denoiser.init_path.
@@ -67,14 +69,44 @@ class Setting:
         config, dim = self.config, self.tokenizer.latent_dim
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(stream_seed(seed, "denoiser"))
-            built = build_denoiser(
-                config.denoiser,
-                input_dim(self.process, self.space, dim),
-                output_dim(self.process, self.space, dim),
-                self.tokenizer.grid,
-                num_classes,
-            )
+            sizes = (input_dim(self.process, self.space, dim), output_dim(self.process, self.space, dim), self.tokenizer.grid)
+            if config.denoiser.kind != "dit":
+                return _provided_denoiser(config.denoiser, self.parts[f"denoiser:{config.denoiser.kind}"], *sizes, num_classes)
+            built = build_denoiser(config.denoiser, *sizes, num_classes)
         return built if config.denoiser.init_path is None else initial_denoiser(Path(config.denoiser.init_path), built)
+
+
+def _provided_denoiser(cfg: DenoiserConfig, part: Any, in_dim: int, out_dim: int, grid: int, num_classes: int) -> Any:
+    """Build a plugin's network. Raises ConfigError, naming it, where it is none."""
+    built = part(cfg, in_dim, out_dim, grid, num_classes if cfg.class_conditional else 0)
+    whole = callable(getattr(built, "encode", None)) and isinstance(getattr(built, "width", None), int)
+    if not isinstance(built, nn.Module) or not whole:
+        raise ConfigError(f"denoiser '{cfg.kind}' is no torch module with encode and width", "See ablation/protocols.py: Denoiser.")
+    return built
+
+
+def save_network(network: nn.Module, path: Path) -> None:
+    """Write a trained network: ours with its architecture, a plugin's by its tensors alone."""
+    if isinstance(network, DiT):
+        save_denoiser(network, path)
+    else:
+        save_tensors(path, portable(network.state_dict()))
+
+
+def load_network(io: JobIO, setting: Setting, num_classes: int, weights: Literal["ema", "online"]) -> Any:
+    """Read the network that the train job wrote, averaged or as last trained, in eval mode on the job's device."""
+    path = io.input("train", DENOISER_AVERAGE if weights == "ema" else DENOISER)
+    if io.config.denoiser.kind == "dit":
+        return load_denoiser(path).to(io.device).eval()
+    network = setting.fresh_denoiser(num_classes, io.seed)
+    tensors, _ = load_tensors(path)
+    try:
+        network.load_state_dict(tensors)
+    except RuntimeError as error:
+        raise ArtifactError(
+            f"{path} does not fit the denoiser: {error}", "Remove the job's folder and run the same command again."
+        ) from None
+    return network.to(io.device).eval()
 
 
 def initial_denoiser(path: Path, wanted: DiT) -> DiT:
@@ -96,12 +128,12 @@ def load_setting(io: JobIO, encode_job: str, tokenizer_job: str) -> Setting:
     tokenizer = load_tokenizer(io, tokenizer_job)
     latents = LatentStore(io.store.job_folder(encode_job))
     scaler = latents.scaler(config.tokenizer.latent_scale).to(io.device)
-    process = Process.from_config(config.process).to(io.device)
+    process = Process.from_config(config.process, io.parts).to(io.device)
     space = None
     if tokenizer.orthonormal:
         basis, center = tokenizer.get_buffer("basis"), tokenizer.get_buffer("center")
         space = PatchSpace.build(basis, center, scaler.shift, scaler.scale, tokenizer.patch_size).to(io.device)
-    return Setting(config, process, latents, scaler, tokenizer, space)
+    return Setting(config, process, latents, scaler, tokenizer, space, io.parts)
 
 
 def batches_of(total: int, size: int) -> list[np.ndarray]:

@@ -15,16 +15,15 @@ from torch import Tensor
 from ablation.data.images import ImageSet
 from ablation.data.latents import to_tensor
 from ablation.data.storage import require_space
-from ablation.denoiser.exchange import load_denoiser
 from ablation.errors import Interrupted
 from ablation.evaluation.features import FeatureExtractor, extract
 from ablation.evaluation.knn import knn_classify
 from ablation.evaluation.probe import fit_cached_probe
 from ablation.evaluation.probe_epochs import fit_epochs_probe
 from ablation.jobs.context import JobIO
-from ablation.jobs.parts import Setting, images_of, load_setting
+from ablation.jobs.parts import Setting, images_of, load_network, load_setting
 from ablation.jobs.protocol import data_protocol, probe_protocol
-from ablation.store import DENOISER, DENOISER_AVERAGE, PREDICTIONS, UNFINISHED, atomic_path
+from ablation.store import PREDICTIONS, UNFINISHED, atomic_path
 from ablation.train.noise import ImageOrder, NoiseSource, stream_seed
 from ablation.train.prefetch import ahead
 
@@ -39,7 +38,7 @@ def run(io: JobIO) -> dict[str, Any]:
     """Extract features of both splits and classify them; write which test images were right; return accuracies in percent."""
     train, test = images_of(io, "train"), images_of(io, "test")
     train_labels, test_labels = torch.from_numpy(np.asarray(train.labels)), torch.from_numpy(np.asarray(test.labels))
-    setting = _setting(io)
+    setting = setting_of(io)
     if io.control == "pca_features":
         views, queries = _pca_features(setting)
         probe = fit_cached_probe(views, train_labels, queries, test_labels, io.config.probe, stream_seed(io.seed, "held out"))
@@ -70,7 +69,7 @@ def run(io: JobIO) -> dict[str, Any]:
     return {"metrics": {name: value for name, value in metrics.items() if value is not None}, "protocol": protocol}
 
 
-def _setting(io: JobIO) -> Setting:
+def setting_of(io: JobIO) -> Setting:
     """Load what surrounds the encoder; a control has no training between itself and the latents."""
     above = () if io.control else ("train",)
     return load_setting(io, io.ancestor(*above, "encode"), io.ancestor(*above, "encode", "tokenizer"))
@@ -81,7 +80,7 @@ def make_extractor(io: JobIO, setting: Setting, num_classes: int) -> FeatureExtr
     if io.control == "random_init":
         denoiser = setting.fresh_denoiser(num_classes, io.seed)
     else:
-        denoiser = load_denoiser(io.input("train", DENOISER_AVERAGE if io.config.probe.weights == "ema" else DENOISER))
+        denoiser = load_network(io, setting, num_classes, io.config.probe.weights)
     return FeatureExtractor(denoiser.to(io.device), setting.process, setting.scaler, setting.space, io.config.probe, io.device)
 
 

@@ -10,13 +10,14 @@ from ablation.jobs.context import JobIO
 
 def data_protocol(io: JobIO, images: ImageSet) -> dict[str, Any]:
     """Say which images were used, at which size."""
+    denoiser = io.config.denoiser
     return {
         "dataset": images.name,
         "composite": images.composite,
         "classes": images.num_classes,
         "image_size": io.config.data.image_size,
         "train_images": len(images),
-        "network": f"DiT-{io.config.denoiser.size}",
+        "network": f"{'DiT' if denoiser.kind == 'dit' else denoiser.kind}-{denoiser.size}",
     }
 
 

@@ -7,11 +7,9 @@ from typing import Any
 
 from ablation.config import TrainConfig
 from ablation.data.latents import LatentBatches
-from ablation.denoiser.dit import DiT
-from ablation.denoiser.exchange import save_denoiser
 from ablation.diffusion.objective import DenoisingObjective
 from ablation.jobs.context import JobIO
-from ablation.jobs.parts import images_of, load_setting
+from ablation.jobs.parts import images_of, load_setting, save_network
 from ablation.store import CURVE, DENOISER, DENOISER_AVERAGE
 from ablation.train.loop import Recipe, Trainer
 from ablation.train.noise import stream_seed
@@ -77,11 +75,10 @@ def run(io: JobIO) -> dict[str, Any]:
     if not io.processes.lead:
         return {}
     denoiser = trainer.modules["denoiser"]
-    assert isinstance(denoiser, DiT)
-    save_denoiser(denoiser, io.folder / DENOISER)
+    save_network(denoiser, io.folder / DENOISER)
     live = {name: value.clone() for name, value in denoiser.state_dict().items()}
     denoiser.load_state_dict({**live, **trainer.averages["denoiser"].state()})
-    save_denoiser(denoiser, io.folder / DENOISER_AVERAGE)
+    save_network(denoiser, io.folder / DENOISER_AVERAGE)
     losses = [json.loads(line)["loss"] for line in (io.folder / CURVE).read_text().splitlines()]
     tail = losses[-max(1, len(losses) // 10) :]
     parameters = sum(parameter.numel() for parameter in denoiser.parameters())

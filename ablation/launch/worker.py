@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import argparse
 import contextlib
-import hashlib
 import importlib
 import json
 import os
@@ -23,7 +22,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, TextIO
 
 from ablation.config import from_nested
-from ablation.discover import load_file, load_parts
 from ablation.errors import (
     EXIT_INTERRUPTED,
     EXIT_JOB_FAILED,
@@ -35,6 +33,7 @@ from ablation.errors import (
     LostProcessError,
 )
 from ablation.launch.together import TOGETHER, Followers, follow
+from ablation.parts import load_part
 from ablation.store import FAILED, LOG, PROGRESS, Store, write_json
 
 if TYPE_CHECKING:
@@ -70,21 +69,11 @@ class StopFlag:
 
 
 def checked_sources(spec: Mapping[str, Any], pinned: Path | None = None) -> dict[str, Any]:
-    """Load the parts that recorded stage files provide, after checking that the files are unchanged.
+    """Load the parts that a specification records, after checking that their files are unchanged.
 
-    pinned: a folder of copies named by content, which a cluster's jobs read, so that editing a stage file does not stop them.
+    pinned: a folder of copies named by content, which a cluster's jobs read, so that editing a loose file does not stop them.
     """
-    stages = []
-    for source in spec["sources"]:
-        path = Path(source["file"])
-        if pinned is not None and (copy := pinned / f"{source['sha256']}.py").is_file():
-            path = copy
-        if not path.is_file() or hashlib.sha256(path.read_bytes()).hexdigest() != source["sha256"]:
-            raise ArtifactError(
-                f"the stage file {path} of stage '{source['stage']}' changed since the job was planned", "Run `ablate run` again."
-            )
-        stages += load_file(path, "recorded")
-    return load_parts(stages)
+    return {entry["part"]: load_part(entry, pinned) for entry in spec["sources"]}
 
 
 def run_job(

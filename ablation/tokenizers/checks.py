@@ -5,10 +5,10 @@ This module imports no torch: a bad combination is refused before anything is su
 
 from __future__ import annotations
 
-from ablation.config import TokenizerConfig
+from ablation.config import BUILT_IN_NAMES, TokenizerConfig
 from ablation.errors import ConfigError, nearest
 
-BUILT_IN = ("conv", "patch_vae", "patch_ae", "patch_pca", "pixels")
+BUILT_IN = BUILT_IN_NAMES["tokenizer.kind"]
 WITHOUT_POSTERIOR = ("patch_ae", "patch_pca", "pixels")
 """Kinds whose encoder has no standard deviation."""
 PERCEPTUAL_NETWORKS = ("lpips_vgg", "efficientnet_lite0", "st_lpips")
