@@ -15,6 +15,7 @@ from ablation.commands.cache import cache
 from ablation.commands.check import check
 from ablation.commands.new_stage import new_stage
 from ablation.commands.report import write_report, write_study_report
+from ablation.commands.schema import schema
 from ablation.commands.slurm import cancel, retry
 from ablation.commands.verify import verify
 from ablation.errors import EXIT_INTERRUPTED, EXIT_JOB_FAILED, EXIT_OK, EXIT_USAGE, AblationError
@@ -41,6 +42,7 @@ from ablation.options import (
     SeedsOption,
     SesoiOption,
     SetOption,
+    StageArgument,
     StagesOption,
     StudyOption,
     TableOption,
@@ -92,14 +94,16 @@ def list_stages(stages: StagesOption = None, as_json: JsonOption = False) -> Non
 
 
 @app.command()
-def show(stage: str, stages: StagesOption = None, scale: ScaleOption = None, as_json: JsonOption = False) -> None:
+def show(stage: StageArgument, stages: StagesOption = None, scale: ScaleOption = None, as_json: JsonOption = False) -> None:
     """Show a stage: its text, its diff, and the configuration its path resolves to."""
     tree = load_tree(stages, scale)
     print_stage(tree, stage, as_json)
 
 
 @app.command("diff")
-def show_diff(before: str, after: str, stages: StagesOption = None, scale: ScaleOption = None, as_json: JsonOption = False) -> None:
+def show_diff(
+    before: StageArgument, after: StageArgument, stages: StagesOption = None, scale: ScaleOption = None, as_json: JsonOption = False
+) -> None:
     """Show every setting in which the configurations of two stages differ."""
     from ablation.config import diff
 
@@ -280,6 +284,7 @@ def clean(
 
 app.command("check")(check)
 app.command("new-stage")(new_stage)
+app.command("schema")(schema)
 app.command("report")(write_report)
 app.command("verify")(verify)
 app.command("cancel")(cancel)

@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
+import signal
+import threading
 import time
+from collections.abc import Iterator
 from typing import TYPE_CHECKING
 
 from ablation.errors import EXIT_INTERRUPTED, EXIT_JOB_FAILED, EXIT_OK, ConfigError, nearest
@@ -38,6 +42,22 @@ def choose_launcher(name: str, options: LauncherOptions, study: Study) -> Launch
     return built
 
 
+@contextlib.contextmanager
+def stop_on_signals() -> Iterator[StopFlag]:
+    """Yield a flag that signals set; afterwards they do what they did before. Outside the main thread none is heeded."""
+    stop = StopFlag()
+    if threading.current_thread() is not threading.main_thread():
+        yield stop
+        return
+    before = {number: signal.getsignal(number) for number in StopFlag.SIGNALS}
+    stop.install()
+    try:
+        yield stop
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+
+
 def execute(
     study: Study,
     launcher: str,
@@ -59,10 +79,8 @@ def execute(
     out.print(
         f"study [bold]{study.name}[/]: {len(study.plan.jobs)} jobs ({study.plan.unshared} without sharing), {len(reused)} already done"
     )
-    stop = StopFlag()
-    stop.install()
     began = time.monotonic()
-    with RunWatcher(study.plan, out, reused) as watcher:
+    with RunWatcher(study.plan, out, reused) as watcher, stop_on_signals() as stop:
         outcome = chosen.run(study.plan, study.store, watcher, stop)
     if ran := len([job for job, state in outcome.states.items() if state == "done" and job not in reused]):
         session = {"machine": machine_name(), "jobs": ran, "seconds": round(time.monotonic() - began, 1), "command": command}

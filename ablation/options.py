@@ -7,6 +7,8 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from ablation import completion
+
 if TYPE_CHECKING:
     from ablation.study import Study
 
@@ -14,16 +16,36 @@ StagesOption = Annotated[list[str] | None, typer.Option("--stages", metavar="FIL
 RunsOption = Annotated[Path, typer.Option("--runs", metavar="DIR", help="The run folder.")]
 ScaleOption = Annotated[
     str | None,
-    typer.Option("--scale", metavar="NAME", help="smoke, laptop, small, paper, or a YAML file. [default: smoke, or small with a GPU]"),
+    typer.Option(
+        "--scale",
+        metavar="NAME",
+        help="smoke, laptop, small, paper, or a YAML file. [default: smoke, or small with a GPU]",
+        autocompletion=completion.scales,
+    ),
 ]
-SetOption = Annotated[list[str] | None, typer.Option("--set", metavar="SETTING=VALUE", help="Fix a setting in every row; repeatable.")]
+SetOption = Annotated[
+    list[str] | None,
+    typer.Option("--set", metavar="SETTING=VALUE", help="Fix a setting in every row; repeatable.", autocompletion=completion.settings),
+]
 DataOption = Annotated[str | None, typer.Option("--data", metavar="DATA", help="A folder of images, a source, SOURCE:PATH, or timm:NAME.")]
 SeedsOption = Annotated[str, typer.Option("--seeds", metavar="LIST", help="Seeds, as 0,1,2 or 0-4.")]
 ThroughOption = Annotated[
-    str | None, typer.Option("--through", metavar="STAGE", help="Run the path from the baseline to this stage. [default: predict_original]")
+    str | None,
+    typer.Option(
+        "--through",
+        metavar="STAGE",
+        help="Run the path from the baseline to this stage. [default: predict_original]",
+        autocompletion=completion.stages,
+    ),
 ]
 TableOption = Annotated[
-    str | None, typer.Option("--table", metavar="NAME", help="Run what Table 1, 2 or 3, or a ready study (docs/studies.md), needs.")
+    str | None,
+    typer.Option(
+        "--table",
+        metavar="NAME",
+        help="Run what Table 1, 2 or 3, or a ready study (docs/studies.md), needs.",
+        autocompletion=completion.tables,
+    ),
 ]
 DesignOption = Annotated[
     list[str] | None,
@@ -51,11 +73,18 @@ SesoiOption = Annotated[
         help="Smallest effect of interest: below it, a step does nothing. [default: the report's, 1]",
     ),
 ]
-OnlyOption = Annotated[list[str] | None, typer.Option("--only", metavar="STAGE", help="Run this stage, not the path to it; repeatable.")]
+OnlyOption = Annotated[
+    list[str] | None,
+    typer.Option("--only", metavar="STAGE", help="Run this stage, not the path to it; repeatable.", autocompletion=completion.stages),
+]
 GridOption = Annotated[
-    list[str] | None, typer.Option("--grid", metavar="SETTING=V,V", help="Cross the stages with these values; repeatable.")
+    list[str] | None,
+    typer.Option(
+        "--grid", metavar="SETTING=V,V", help="Cross the stages with these values; repeatable.", autocompletion=completion.settings
+    ),
 ]
 NameOption = Annotated[str | None, typer.Option("--name", help="The study's name. [default: made from what it is]")]
+StageArgument = Annotated[str, typer.Argument(autocompletion=completion.stages)]
 StudyOption = Annotated[str | None, typer.Option("--study", metavar="NAME", help="Which study. [default: the last one]")]
 JsonOption = Annotated[bool, typer.Option("--json", help="Print JSON.")]
 ControlsOption = Annotated[bool, typer.Option("--controls/--no-controls", help="Also probe an untrained network and patch-PCA features.")]
@@ -72,7 +101,11 @@ ResourceOption = Annotated[
     list[str] | None, typer.Option("--resource", metavar="FIELD=VALUE", help="slurm: one such field, or KIND.FIELD; repeatable.")
 ]
 LauncherOption = Annotated[
-    str, typer.Option(help="inline (this process, one job after the other), local (worker processes) or slurm (submit and return).")
+    str,
+    typer.Option(
+        help="inline (this process, one job after the other), local (worker processes), slurm (submit and return), or a plugin's.",
+        autocompletion=completion.launchers,
+    ),
 ]
 ParallelOption = Annotated[int | None, typer.Option(min=1, help="local: jobs at once. [default: one per GPU, else 2 to 4 by cores]")]
 ProcessesOption = Annotated[

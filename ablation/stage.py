@@ -133,7 +133,7 @@ class StageTree:
             if problem := _name_problem(stage, known) or _cycle_problem(stage, by_name):
                 faults.append(Broken(stage.source, problem, (stage.name,)))
                 reasons[stage.name] = problem
-        by_name = {name: stage for name, stage in by_name.items() if name not in reasons or stage.source.origin == "built-in"}
+        by_name = {name: stage for name, stage in by_name.items() if name not in reasons}
         while missing := [s for s in by_name.values() if s.after is not None and s.after not in by_name]:
             for stage in missing:
                 parent = str(stage.after)

@@ -53,6 +53,8 @@ LAYERS = (
     "export",
     "scaffold",
     "terminal",
+    "schema",
+    "completion",
     "options",
     "doctor",
     "execute",
@@ -69,7 +71,7 @@ LIGHT = (
     "rates pricing denoiser.sizes commands.plan_cost commands.report commands.verify data.fingerprint data.sources "
     "coalitions diffusion.feasible tokenizers.checks launch.base launch.inline launch.local launch.watch launch.worker "
     "launch.together commands.slurm "
-    "parts protocols scaffold execute api commands.check commands.new_stage "
+    "parts protocols scaffold schema completion commands.schema execute api commands.check commands.new_stage "
     "merge ready_studies"
 ).split()
 HEAVY = {"torch", "torchvision", "timm", "diffusers", "numpy", "scipy", "PIL", "pandas", "matplotlib", "safetensors", "torch_fidelity"}

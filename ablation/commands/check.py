@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from ablation import completion
 from ablation.errors import EXIT_JOB_FAILED, EXIT_OK, ConfigError
 from ablation.options import JsonOption, StagesOption
 
@@ -19,10 +20,15 @@ MOST_SHOWN = 4
 
 
 def check(
-    targets: Annotated[list[str] | None, typer.Argument(metavar="FILE_OR_STAGE...", help="Stage files, folders of them, or names.")] = None,
+    targets: Annotated[
+        list[str] | None,
+        typer.Argument(metavar="FILE_OR_STAGE...", help="Stage files, folders of them, or names.", autocompletion=completion.targets),
+    ] = None,
     every: Annotated[bool, typer.Option("--all", help="Check every stage there is.")] = False,
     stages: StagesOption = None,
-    scale: Annotated[str, typer.Option("--scale", metavar="NAME", help="The scale whose sizes are made small.")] = "smoke",
+    scale: Annotated[
+        str, typer.Option("--scale", metavar="NAME", help="The scale whose sizes are made small.", autocompletion=completion.scales)
+    ] = "smoke",
     as_json: JsonOption = False,
 ) -> None:
     """Build a stage and its parent at the smallest size, compare what they do, and hold the stage to what it declares."""

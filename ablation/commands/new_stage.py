@@ -7,12 +7,15 @@ from typing import Annotated
 
 import typer
 
+from ablation import completion
 from ablation.options import StagesOption
 
 
 def new_stage(
     name: Annotated[str, typer.Argument(help="The stage's name: lower-case letters, digits and _.")],
-    after: Annotated[str, typer.Option("--after", metavar="STAGE", help="The stage that it is a change of.")],
+    after: Annotated[
+        str, typer.Option("--after", metavar="STAGE", help="The stage that it is a change of.", autocompletion=completion.stages)
+    ],
     package: Annotated[bool, typer.Option("--package", help="Write a package that can be installed, with a test.")] = False,
     out: Annotated[Path, typer.Option("--out", metavar="DIR", help="Where to write.")] = Path("."),
     stages: StagesOption = None,

@@ -51,12 +51,14 @@ RECORD_PATIENCE_SECONDS = 3.0
 class StopFlag:
     """Set by a signal, asked by the training loop at every step; the handler itself does nothing else."""
 
+    SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGUSR2)
+
     def __init__(self) -> None:
         self.set = False
 
     def install(self) -> None:
         """Set the flag at SIGINT, SIGTERM and SIGUSR2; a second SIGINT interrupts at once."""
-        for number in (signal.SIGINT, signal.SIGTERM, signal.SIGUSR2):
+        for number in self.SIGNALS:
             signal.signal(number, self._handle)
 
     def _handle(self, number: int, frame: Any) -> None:

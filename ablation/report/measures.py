@@ -57,8 +57,9 @@ def measure(row: Row, metric: str) -> Measure:
     holes: list[tuple[int, str, str]] = []
     for record in row.records:
         seed, state, number = record["seed"], record["state"], record["metrics"].get(metric)
-        if metric in record.get("holes", {}):
-            holes.append((seed, *record["holes"][metric]))
+        hole = next((name for name in (metric, evaluation_of(metric)) if name and name in record.get("holes", {})), None)
+        if hole is not None:
+            holes.append((seed, *record["holes"][hole]))
         elif state != "done":
             holes.append((seed, state, record["reason"]))
         elif metric in record["undefined"]:
@@ -78,9 +79,15 @@ def measure(row: Row, metric: str) -> Measure:
     return Measure(values, tuple(holes), withheld)
 
 
+def evaluation_of(name: str) -> str:
+    """Return the evaluation that a metric or protocol field called NAME.FIELD belongs to; empty for the built-in measures."""
+    return name.partition(".")[0] if "." in name else ""
+
+
 def differing_fields(records: Sequence[Record], metric: str) -> tuple[str, ...]:
     """Name the protocol fields, among those that matter for a metric, in which records disagree."""
-    names = sorted({name for record in records for name in record["protocol"]})
+    own = evaluation_of(metric)
+    names = sorted({name for record in records for name in record["protocol"] if evaluation_of(name) in ("", own)})
     if metric != "fid":
         names = [name for name in names if not name.startswith(DISTANCE_FIELDS)]
     if not metric.startswith("finetune"):

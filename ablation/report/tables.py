@@ -80,6 +80,7 @@ def ladder_table(
     rows = ladder(records, definition, [row.stage for row in ladder_rows(definitions)])
     controls = control_rows(records, definition)
     used = [record for row in (*rows, *controls) for record in row.records]
+    definition = with_evaluations(definition, used)
     notes = Footnotes()
     body = [
         TableRow(
@@ -106,6 +107,24 @@ def ladder_table(
         number, definition.title, caption(definition, used, records), columns, tuple(body),
         tuple((labels if any(row.labels_used for row in body) else []) + marked + general), footer_lines(used, footer, records),
     )  # fmt: skip
+
+
+def with_evaluations(definition: TableDefinition, used: Sequence[Record]) -> TableDefinition:
+    """Add a column for each metric of further evaluations (NAME.METRIC) that a record has, after the last measured one.
+
+    Its title is what the evaluation calls it, else its name.
+    """
+    titles: dict[str, str] = {}
+    for record in used:
+        for metric in record["metrics"]:
+            name, dot, which = metric.partition(".")
+            if dot:
+                titles[metric] = str(record["protocol"].get(f"{name}.title {which}", f"{name}: {which}".replace("_", " ")))
+    if not titles:
+        return definition
+    own = tuple(ColumnDefinition(name=metric, kind="metric", metric=metric, title=titles[metric]) for metric in sorted(titles))
+    place = 1 + max(index for index, column in enumerate(definition.columns) if column.kind in ("title", "metric", "change"))
+    return definition.model_copy(update={"columns": (*definition.columns[:place], *own, *definition.columns[place:])})
 
 
 def _numbers_of(kind: str) -> tuple[str, ...]:

@@ -58,7 +58,7 @@ def images(tmp_path: Path) -> Path:
         (["--only", "patch_pac"], "unknown stage 'patch_pac'. Did you mean patch_pca"),
         (["--set", "train.stepz=3"], "unknown setting 'train.stepz'. Did you mean train.steps"),
         (["--set", "train.steps=many"], "setting 'train.steps' cannot be 'many'"),
-        (["--set", "process.target=cleen"], "setting 'process.target' cannot be 'cleen'"),
+        (["--set", "process.target=cleen"], "unknown process.target 'cleen'. Did you mean clean"),
         (["--set", "train.steps"], "--set 'train.steps' has no '='"),
         (["--seeds", "one"], "--seeds 'one' is not a list of whole numbers. Write --seeds 0,1,2"),
         (["--scale", "smokey"], "unknown scale 'smokey'. Did you mean smoke?"),
