@@ -14,7 +14,17 @@ from rich.text import Text
 
 from ablation.plan import Plan
 
-FIRST_GUESS = {"reference": 8.0, "tokenizer": 12.0, "encode": 3.0, "train": 14.0, "probe": 4.0, "fid": 6.0, "evaluation": 4.0}
+FIRST_GUESS = {
+    "reference": 8.0,
+    "tokenizer": 12.0,
+    "encode": 3.0,
+    "train": 14.0,
+    "probe": 4.0,
+    "fid": 6.0,
+    "finetune": 30.0,
+    "checkpoint": 5.0,
+    "evaluation": 4.0,
+}
 """Seconds a job of each kind takes before one of its kind has ended; only the first estimates depend on it."""
 
 MARKS = {
