@@ -27,8 +27,11 @@ def check_config(config: Config, parts: Collection[str]) -> None:
     check_settings(tokenizer, data.image_size)
     if tokenizer.kind == "conv" and tokenizer.perceptual_weight > 0:
         check_perceptual_network(tokenizer.perceptual_network, ())
-    if config.denoiser.kind != "dit" and config.denoiser.init_path is not None:
-        raise ConfigError(
-            f"denoiser.init_path holds a DiT's weights, but denoiser.kind = {config.denoiser.kind}", "Use denoiser.init_path = none."
-        )
+    if config.denoiser.kind != "dit":
+        for path, of_dit in (("denoiser.init_path", config.denoiser.init_path is not None), ("finetune.enabled", config.finetune.enabled)):
+            if of_dit:
+                raise ConfigError(
+                    f"{path} = {get_value(config, path)} is for the DiT, but denoiser.kind = {config.denoiser.kind}",
+                    f"Leave {path} alone, or use denoiser.kind = dit.",
+                )
     check_process(config, (*ORTHONORMAL_TOKENIZERS, *provided))
