@@ -9,10 +9,11 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from ablation import cost
 from ablation.config import from_nested
 from ablation.diffusion.feasible import undefined_reason
 from ablation.errors import ArtifactError, ConfigError
-from ablation.store import DONE, PREDICTIONS, Store, write_text
+from ablation.store import CURVE, DONE, PREDICTIONS, Store, write_text
 
 SCHEMA = 1
 ROLES = ("tokenizer", "encode", "train", "probe", "fid", "finetune")
@@ -24,6 +25,8 @@ EVALUATION = "evaluation:"
 """Roles of further evaluations are this and their name; their metrics and protocol are called NAME.METRIC."""
 SETTLED = ("failed", "diverged", "skipped")
 DESCRIBED = ("control", "overrides", "seed", "title", "path", "changes", "labels_used", "incomparable", "config", "jobs")
+CURVE_POINTS = 60
+"""Points of a learning curve that a record keeps."""
 
 
 def collect(store: Store, study: Mapping[str, Any]) -> list[dict[str, Any]]:
@@ -108,11 +111,54 @@ def _record(store: Store, study: Mapping[str, Any], cell: Mapping[str, Any]) -> 
         "undefined": undefined,
         "holes": holes,
         "protocol": protocol,
-        "cost": {"wall_seconds": round(seconds, 2), "peak_memory_gib": memory},
+        "cost": {"wall_seconds": round(seconds, 2), "peak_memory_gib": memory, **operations(cell, metrics, protocol)},
+        "curve": _curve(store, cell),
         "code": code,
         "versions": versions,
         "evidence": {role: _digest(store.job_folder(job) / DONE) for role, job in cell["jobs"].items() if store.state(job).name == "done"},
     }
+
+
+def operations(cell: Mapping[str, Any], metrics: Mapping[str, Any], protocol: Mapping[str, Any]) -> dict[str, float]:
+    """Count the floating-point operations of one denoiser step on a global batch, and of both trainings; nothing for a control."""
+    if cell["control"] or "steps" not in metrics or "classes" not in protocol:
+        return {}
+    config = from_nested(cell["config"])
+    step = config.train.global_batch * cost.denoiser_step(config, protocol["classes"])
+    tokenizer = config.tokenizer
+    plain, adversarial = cost.tokenizer_step(config, False), cost.tokenizer_step(config, tokenizer.adversarial_weight > 0)
+    if tokenizer.kind == "patch_pca":
+        fitting = protocol["train_images"] * plain
+    else:
+        start = tokenizer.adversarial_start
+        fitting = tokenizer.steps * tokenizer.global_batch * (start * plain + (1 - start) * adversarial)
+    return {
+        "step_flops": float(f"{step:.6g}"),
+        "train_flops": float(f"{step * metrics['steps']:.6g}"),
+        "tokenizer_flops": float(f"{fitting:.6g}"),
+    }
+
+
+def _curve(store: Store, cell: Mapping[str, Any]) -> dict[str, list[float]]:
+    """Return the training loss by step, averaged over blocks of logged steps to at most CURVE_POINTS points; empty without one."""
+    job = cell["jobs"].get("train")
+    path = store.job_folder(job) / CURVE if job else None
+    if path is None or not path.is_file():
+        return {}
+    points = [(entry["step"], entry["loss"]) for line in path.read_text(encoding="utf-8").splitlines() if (entry := _entry(line))]
+    size = -(-len(points) // CURVE_POINTS)
+    blocks = [points[start : start + size] for start in range(0, len(points), size)] if points else []
+    losses = [float(f"{sum(loss for _, loss in block) / len(block):.5g}") for block in blocks]
+    return {"step": [block[-1][0] for block in blocks], "loss": losses} if blocks else {}
+
+
+def _entry(line: str) -> dict[str, Any] | None:
+    """Read one line of a learning curve; None for one that a running job has not finished writing."""
+    try:
+        entry: dict[str, Any] = json.loads(line)
+    except ValueError:
+        return None
+    return entry if "loss" in entry else None
 
 
 def _digest(path: Path) -> str:

@@ -52,6 +52,7 @@ LAYERS = (
     "effects",
     "export",
     "scaffold",
+    "pictures",
     "terminal",
     "schema",
     "completion",

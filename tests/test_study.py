@@ -10,9 +10,11 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from ablation import cost
 from ablation.collect import collect, read_records, write_records
 from ablation.config import from_nested
 from ablation.errors import ConfigError, DataError
+from ablation.results_folder import changed_settings
 from ablation.store import PREDICTIONS
 from ablation.study import Request, data_settings, parse_designs, parse_seeds, parse_settings, prepare, write_specs
 
@@ -261,6 +263,34 @@ def test_the_smallest_effect_is_kept_and_a_change_of_it_shows(runs):
     document = study.document("ablate run")
     assert document["smallest_effect"] == {"points": 0.5, "before": []}
     assert {record["smallest_effect"]["points"] for record in collect(study.store, document)} == {0.5}
+
+
+def test_a_record_keeps_a_thinned_curve_and_counts_operations(runs):
+    study = prepare(request(runs, through="baseline"))
+    write_specs(study)
+    document, roles = study.document("ablate run"), study.plan.roles["baseline-s0"]
+    lines = [json.dumps({"step": step, "loss": float(step % 4)}) for step in range(1, 241)]
+    (study.store.job_folder(roles["train"]) / "curve.jsonl").write_text("\n".join([*lines, '{"step": 241, "lo']))
+    for role in roles:
+        metrics = {"steps": 200} if role == "train" else {}
+        protocol = {"classes": 16, "train_images": 100} if role == "probe" else {}
+        study.store.mark_done(roles[role], {**record_of(metrics), "protocol": protocol})
+    (record,) = collect(study.store, document)
+    assert record["curve"]["step"] == list(range(4, 241, 4))
+    assert set(record["curve"]["loss"]) == {1.5}
+    config = study.plan.cells["baseline-s0"].config
+    assert record["cost"]["step_flops"] == pytest.approx(config.train.global_batch * cost.denoiser_step(config, 16), rel=1e-5)
+    assert record["cost"]["train_flops"] == pytest.approx(200 * record["cost"]["step_flops"], rel=1e-5)
+    assert record["cost"]["tokenizer_flops"] > 0
+    assert set(record["evidence"]) == set(roles)
+
+
+def test_settings_that_differ_from_the_defaults_are_those_of_scale_and_study(runs):
+    study = prepare(request(runs, through="predict_clean", settings={"train.clip_grad": 1.0}))
+    changed = changed_settings(study.document("ablate run"))
+    assert changed["train.clip_grad"] == [None, 1.0]
+    assert changed["denoiser.size"] == ["L", "tiny"]
+    assert "process.target" not in changed, "a stage's own change is not the study's"
 
 
 def test_a_cell_that_never_ran_is_missing(runs):

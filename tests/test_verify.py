@@ -63,7 +63,7 @@ def finished(tmp_path_factory: pytest.TempPathFactory) -> tuple[Store, dict[str,
     study.store.write_study(document)
     document = study.store.study(study.name)
     folder = runs / "reports" / study.name
-    return study.store, document, gather(study.store, document, folder), folder
+    return study.store, document, gather(study.store, document, folder, {}), folder
 
 
 @pytest.fixture(scope="module")

@@ -29,15 +29,16 @@ def write_report(
     source = read_source(results)
     if not (results.parent / PROVENANCE).is_file():  # so that `ablate verify` can make the same report again
         write_json(folder / PROVENANCE, dict(source.provenance))
-    print_and_write(source.records, folder, source.provenance, console())
+    print_and_write(source.records, folder, source.provenance, source.images, console())
 
 
 def write_study_report(store: Any, name: str | None, out: Path | None) -> None:
     """Collect a study's records and write its reports beside them."""
+    from ablation.pictures import make_pictures  # loads torch
     from ablation.report.build import print_and_write
     from ablation.results_folder import gather
 
     document = store.study(name)
     folder = out or store.root / "reports" / document["name"]
-    source = gather(store, document, folder)
-    print_and_write(source.records, folder, source.provenance, console())
+    source = gather(store, document, folder, make_pictures(store, document))
+    print_and_write(source.records, folder, source.provenance, source.images, console())

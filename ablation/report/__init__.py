@@ -5,9 +5,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from ablation.report.results import Footer, Record, study_settings
 
@@ -84,69 +84,51 @@ def terminal_tables(records: Iterable[Record], footer: Footer) -> list[Renderabl
     return [*(to_terminal(table, frozenset(shared)) for table in tables), *(Text(text, style="dim") for text in shared)]
 
 
-def report_files(records: Iterable[Record], footer: Footer) -> dict[str, bytes]:
-    """Make every file of the report in memory, by name; equal records and footer give equal bytes."""
+def report_files(
+    records: Iterable[Record], footer: Footer, images: Mapping[str, bytes] | None = None, provenance: Mapping[str, Any] | None = None
+) -> dict[str, bytes]:
+    """Make every file of the report in memory, by name; equal arguments give equal bytes.
+
+    images: the small pictures kept beside the results, by file name. provenance: what made the results, beyond the footer.
+    """
     # Imported here, so that `ablate --help` does not wait for matplotlib.
-    from ablation.report.curves import curves_csv, curves_figure, sweep_csv, sweep_figure
     from ablation.report.definitions import load_definitions
-    from ablation.report.figures import render, versions
+    from ablation.report.figures import Picture, versions
     from ablation.report.formats import to_csv, to_html, to_latex, to_markdown
-    from ablation.report.page import Picture, page
+    from ablation.report.gallery import gallery
+    from ablation.report.page import page
+    from ablation.report.photos import sample_strips
     from ablation.report.published import load_published
-    from ablation.report.results import check_records, control_rows, whole_trajectory
-    from ablation.report.sweeps import sweeps_of
-    from ablation.report.trajectory import trajectory_csv, trajectory_figure, trajectory_steps, trajectory_words
+    from ablation.report.results import check_records, whole_trajectory
 
     checked, definitions, published = check_records(records), load_definitions(), load_published()
     tables = _tables(checked, definitions, published, footer)
-    files: dict[str, bytes] = {}
+    files: dict[str, bytes] = {"versions.json": versions().encode()}
     for table in tables:
         for kind, write in (("md", to_markdown), ("csv", to_csv), ("tex", to_latex), ("html", to_html)):
             files[f"{table.file_name}.{kind}"] = write(table).encode()
-
-    def picture(name: str, drawn: dict[str, bytes], data: str) -> bytes:
-        files.update({f"{name}.{kind}": content for kind, content in drawn.items()})
-        files[f"{name}.csv"] = data.encode()
-        return drawn["png"]
-
-    sweeps, possible = sweeps_of(checked), tuple(record for record in checked if record["state"] != "impossible")
-    steps = trajectory_steps(possible, definitions, published)
-    shown: list[Picture] = []
-    if not sweeps or any(table.number in ("1", "3") for table in tables):
-        data = trajectory_csv(steps, control_rows(possible, definitions[0]))
-        drawn = render(trajectory_figure(possible, definitions, published))
-        shown = [Picture("trajectory", *trajectory_words(steps), picture("trajectory", drawn, data), data)]
-    grid = next((table for table in tables if table.number == "2"), None)
-    if grid is not None and (figure := curves_figure(grid, possible, published)) is not None:
-        words = (
-            "Latent dimension",
-            "Linear-probe accuracy against latent dimension, one curve per tokenizer, this study left and the paper right; "
-            "the same numbers stand in Table 2.",
-            "Bars are one standard deviation over seeds; curves are moved sideways a little so that bars do not hide each other.",
-        )
-        data = curves_csv(grid)
-        shown.append(Picture("latent_dim", *words, picture("latent_dim", render(figure), data), data))
-    files["versions.json"] = versions().encode()
-    for sweep in sweeps:
-        if (figure := sweep_figure(sweep, published)) is not None:
-            name, data = f"{sweep.definition.table}_curve", sweep_csv(sweep, published)
-            words = (
-                sweep.definition.title,
-                f"Curves of the study {sweep.definition.table}: {sweep.definition.about}. The same numbers stand in its table.",
-                "Bars are one standard deviation over seeds.",
-            )
-            shown.append(Picture(name, *words, picture(name, render(figure), data), data))
-    whole = whole_trajectory(possible, definitions)
-    files["index.html"] = page(checked, tables, whole, shown, published, footer).encode()
+    rows = whole_trajectory(tuple(record for record in checked if record["state"] != "impossible"), definitions)
+    figures = gallery(checked, rows, tables, definitions, published, images or {})
+    for picture in figures:
+        if isinstance(picture, Picture):
+            files.update({f"{picture.name}.{kind}": content for kind, content in picture.files.items()})
+    strips = sample_strips(rows, images or {})
+    files["index.html"] = page(checked, tables, rows, figures, strips, published, footer, provenance or {}).encode()
     return files
 
 
-def write_reports(records: Iterable[Record], out: Path, footer: Footer) -> list[Path]:
-    """Write table1..3 (md, csv, tex, html), trajectory (png, pdf, csv), index.html and, with two cells of a row, latent_dim.
+def write_reports(
+    records: Iterable[Record],
+    out: Path,
+    footer: Footer,
+    images: Mapping[str, bytes] | None = None,
+    provenance: Mapping[str, Any] | None = None,
+) -> list[Path]:
+    """Write every table (md, csv, tex, html), every figure that there is (png, pdf and its data), and index.html.
 
     Every file is written beside its place and renamed into it, so that a reader never sees half of one.
     """
-    files = report_files(records, footer)
+    files = report_files(records, footer, images, provenance)
     out.mkdir(parents=True, exist_ok=True)
     paths = []
     for name, content in sorted(files.items()):

@@ -25,12 +25,14 @@ def footer_of(records: Sequence[Record], document: Mapping[str, Any]) -> Footer:
     )
 
 
-def print_and_write(records: Sequence[Record], folder: Path, document: Mapping[str, Any], console: Console) -> None:
+def print_and_write(
+    records: Sequence[Record], folder: Path, document: Mapping[str, Any], images: Mapping[str, bytes], console: Console
+) -> None:
     """Print the tables, write every format to a folder, and say where they are."""
     footer = footer_of(records, document)
     for table in terminal_tables(records, footer):
         console.print(table)
-    written = write_reports(records, folder, footer)
+    written = write_reports(records, folder, footer, images, document)
     console.print(f"\n{len(written)} files in {folder.resolve()}", soft_wrap=True, highlight=False)
     page = next((path for path in written if path.name == "index.html"), None)
     if page is not None:

@@ -8,23 +8,34 @@ from __future__ import annotations
 
 import io
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import AbstractContextManager
+from dataclasses import dataclass
 from typing import Any
 
 import matplotlib.style
+import numpy as np
 import PIL
 from matplotlib.axes import Axes
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
+from PIL import Image
 
 from ablation.report.notes import same_scale, scale_of
 from ablation.report.published import Published
 from ablation.report.results import Record, is_composite
 
+DPI = 200
 METRIC = "linear_probe_top1"
 INK, SOFT, FAINT, OURS, PAPER = "#1b1f24", "#5b6470", "#d9dde2", "#1d5fa6", "#8a5a12"
+LOOKS: tuple[tuple[str, Any, str], ...] = (
+    ("o", "-", "#1d5fa6"),
+    ("s", (0, (5, 1.5)), "#b3541e"),
+    ("^", (0, (1, 1.2)), "#3b7d4f"),
+    ("D", (0, (6, 1.5, 1, 1.5)), "#6b4a94"),
+)
+"""Marker, dashes and shade of the curves of one panel: told apart without colour."""
 STYLE: Any = {
     "font.family": "DejaVu Sans", "font.size": 9.5, "text.color": INK, "axes.labelcolor": INK,
     "xtick.color": SOFT, "ytick.color": INK, "axes.edgecolor": SOFT, "axes.linewidth": 0.8,
@@ -44,20 +55,78 @@ def start(width: float, height: float) -> Figure:
     return figure
 
 
-def render(figure: Figure) -> dict[str, bytes]:
-    """Save a figure as PNG (200 dpi) and PDF without dates or versions, so that equal data gives equal bytes."""
+@dataclass(frozen=True)
+class Picture:
+    """One figure: its words, its files by ending (png, pdf and the data), and the data that the page shows, as CSV."""
+
+    name: str
+    title: str
+    alt: str
+    caption: str
+    files: Mapping[str, bytes]
+    data: str
+
+
+@dataclass(frozen=True)
+class Omission:
+    """A figure that these results cannot give, and why."""
+
+    title: str
+    reason: str
+
+
+def render(figure: Figure, photo: bool = False) -> dict[str, bytes]:
+    """Save a figure as PNG (200 dpi) and PDF without dates or versions, so that equal data gives equal bytes.
+
+    photo: keep every colour of the PNG; a drawing is stored in a palette of 255, which takes a third of the space.
+    """
     files = {}
     for kind, metadata in (("png", {"Software": None}), ("pdf", {"CreationDate": None, "Producer": None, "Creator": None})):
         out = io.BytesIO()
         with styled():
-            figure.savefig(out, format=kind, dpi=200, metadata=metadata)
+            figure.savefig(out, format=kind, dpi=DPI, metadata=metadata)
         files[kind] = out.getvalue()
+    files["png"] = _smaller(files["png"], photo)
     return files
+
+
+def _smaller(png: bytes, photo: bool) -> bytes:
+    """Write a PNG again without its alpha channel, and as a palette unless it holds photographs."""
+    with Image.open(io.BytesIO(png)) as picture:
+        drawn = picture.convert("RGB")
+    if not photo:
+        drawn = drawn.quantize(255, Image.Quantize.MEDIANCUT, dither=Image.Dither.NONE)
+    out = io.BytesIO()
+    drawn.save(out, format="PNG", optimize=True, dpi=(DPI, DPI))
+    return out.getvalue()
 
 
 def versions() -> str:
     """Name, as JSON, the libraries whose versions may change a picture's bytes."""
     return json.dumps({"matplotlib": matplotlib.__version__, "pillow": PIL.__version__}, indent=1) + "\n"
+
+
+def picture_head(figure: Figure, text: str, below: str) -> None:
+    """Write the title of a figure of images and a line below it."""
+    height = figure.get_figheight()
+    figure.text(0.012, 1 - 0.26 / height, text, fontsize=14, fontweight="bold", va="center")
+    figure.text(0.012, 1 - 0.56 / height, below, fontsize=9, color=SOFT, va="center")
+
+
+def tiles_of(sheet: bytes, images: int) -> np.ndarray:
+    """Cut a PNG of rows of square images, without gaps, into (rows, images, H, W, 3) uint8."""
+    with Image.open(io.BytesIO(sheet)) as picture:
+        canvas = np.asarray(picture.convert("RGB"))
+    side = canvas.shape[1] // images
+    return canvas.reshape(canvas.shape[0] // side, side, images, side, 3).swapaxes(1, 2)  # (r H, n W, 3) -> (r, n, H, W, 3)
+
+
+def show_image(axes: Axes, image: np.ndarray) -> None:
+    """Show an image without axes, its pixels as squares."""
+    axes.imshow(image, interpolation="nearest")
+    axes.set_xticks([])
+    axes.set_yticks([])
+    axes.spines[:].set_linewidth(0.4)
 
 
 def title(figure: Figure, text: str, records: Sequence[Record]) -> None:

@@ -6,6 +6,7 @@ import gzip
 import json
 import math
 import re
+import shutil
 import time
 from pathlib import Path
 
@@ -106,6 +107,46 @@ def test_reports_are_made_again_from_the_records_alone(ladder, runs, ablate, tmp
     assert (answer.code, answer.err) == (0, "")
     for name in ("table1.csv", "table2.csv", "table3.csv"):
         assert without_provenance(tmp_path / name) == without_provenance(first / name)
+
+
+def test_every_file_of_the_report_is_made_again_from_the_results_folder_byte_for_byte(ladder, runs, ablate, tmp_path):
+    assert ladder.code == 0
+    first, results = runs / "reports" / "single_noise_level-smoke", tmp_path / "results"
+    results.mkdir()
+    for name in ("results.jsonl", "provenance.json"):
+        shutil.copy(first / name, results)
+    shutil.copytree(first / "pictures", results / "pictures")
+    answer = ablate("report", "--results", results / "results.jsonl", "--out", tmp_path / "reports")
+    assert (answer.code, answer.err) == (0, "")
+    made = {path.name for path in (tmp_path / "reports").iterdir()}
+    assert made == {path.name for path in first.iterdir()} - {"results.jsonl", "provenance.json", "pictures"}
+    figures = {"trajectory", "plane", "learning", "schedules", "diagram", "triplets", "noise", "filters"}
+    assert {f"{name}.{kind}" for name in figures for kind in ("png", "pdf")} <= made
+    assert [name for name in sorted(made) if (tmp_path / "reports" / name).read_bytes() != (first / name).read_bytes()] == []
+    page = (first / "index.html").read_text(encoding="utf-8")
+    assert page.count("images sampled from") == 13
+    assert "GFLOP a step" in page or "MFLOP a step" in page
+    assert "cost not recorded" not in page
+
+
+def test_a_study_verifies_and_a_flipped_digit_is_named(ladder, runs, ablate):
+    assert ladder.code == 0
+    good = ablate("verify", "--runs", runs)
+    assert (good.code, good.out) == (0, "")
+    assert "everything agrees" in good.err
+    store = Store(runs)
+    job = next(cell for cell in store.study()["cells"] if cell["stage"] == "predict_clean")["jobs"]["probe"]
+    path = store.job_folder(job) / "DONE.json"
+    content = path.read_text()
+    value = json.loads(content)["metrics"]["linear_probe_top1"]
+    try:
+        path.write_text(content.replace(f'"linear_probe_top1": {value}', f'"linear_probe_top1": {value + 1}'))
+        bad = ablate("verify", "--runs", runs)
+    finally:
+        path.write_text(content)
+    assert bad.code == 1
+    assert f"stage predict_clean, seed 0, probe ({job}): linear_probe_top1 is {value + 1} in DONE.json" in bad.out
+    assert f"results.jsonl: stage predict_clean, seed 0: metrics.linear_probe_top1 is {value} in the file" in bad.out
 
 
 def without_provenance(path: Path) -> str:

@@ -19,7 +19,7 @@ from PIL import Image
 
 from ablation.report import all_tables, report_files, write_reports
 from ablation.report.definitions import load_definitions
-from ablation.report.figures import render
+from ablation.report.figures import Omission, render
 from ablation.report.page import duration, page
 from ablation.report.published import load_published
 from ablation.report.results import check_records, whole_trajectory
@@ -47,7 +47,7 @@ def test_two_runs_write_the_same_bytes_whatever_the_order_and_the_users_settings
 def test_write_reports_writes_every_file_and_leaves_nothing_behind(study: Any, footer: Any, tmp_path: Path) -> None:
     out = tmp_path / "new" / "reports"
     paths = write_reports(study, out, footer)
-    pictures = {f"{name}.{kind}" for name in ("trajectory", "latent_dim") for kind in ("png", "pdf", "csv")}
+    pictures = {f"{name}.{kind}" for name in ("trajectory", "latent_dim", "plane") for kind in ("png", "pdf", "csv")}
     assert {path.name for path in paths} == TABLE_FILES | STEP_FILES | pictures | {"index.html", "versions.json"}
     assert sorted(out.iterdir()) == sorted(paths)
     assert (out / "trajectory.pdf").read_bytes().startswith(b"%PDF")
@@ -75,7 +75,7 @@ def test_a_failing_write_leaves_the_old_file(study: Any, footer: Any, tmp_path: 
 
 
 def test_pictures_carry_no_date_or_version(files: Any) -> None:
-    for name in ("trajectory", "latent_dim"):
+    for name in ("trajectory", "latent_dim", "plane"):
         assert b"CreationDate" not in files[f"{name}.pdf"]
         assert b"matplotlib" not in files[f"{name}.pdf"].lower()
         assert b"Software" not in files[f"{name}.png"]
@@ -175,9 +175,9 @@ def test_page_loads_nothing_and_its_links_lead_somewhere(files: Any) -> None:
     html = files["index.html"].decode()
     found = Page()
     found.feed(html)
-    assert len(found.loads) == 2
+    assert len(found.loads) == 3
     assert all(value.startswith("data:image/png;base64,") for value in found.loads)
-    assert not re.search(r"url\(|@import|<script|<link|https?://", html)
+    assert not re.search(r"url\(|@import|<script[^>]|<link|https?://|fetch\(|XMLHttp|import\(", html)
     assert all(link.startswith("#") and link[1:] in found.ids for link in found.links)
     assert len(set(found.ids)) == len(found.ids)
     assert all(len(alt) > 60 for alt in found.alts)
@@ -189,7 +189,8 @@ def page_of(records: Any, footer: Any) -> str:
     """Write the page without its pictures."""
     checked, definitions = check_records(records), load_definitions()
     rows = whole_trajectory(checked, definitions)
-    return page(checked, all_tables(checked, footer), rows, [], load_published(), footer)
+    nothing = Omission("Samples", "not made here")
+    return page(checked, all_tables(checked, footer), rows, [], nothing, load_published(), footer, {})
 
 
 def test_page_lists_changes_costs_keys_and_every_record(study: Any, footer: Any) -> None:
@@ -199,7 +200,7 @@ def test_page_lists_changes_costs_keys_and_every_record(study: Any, footer: Any)
     text = page_of(study, footer)
     assert "<code>tokenizer.latent_dim</code>: <del>16</del>" in text
     assert "Changes 2 settings at once." in text
-    assert "67.0 s per seed, 3.4 min in all; peak memory 1.3 GiB" in text
+    assert "<li>67.0 s per seed, 3.4 min in all</li><li>peak memory 1.3 GiB</li>" in text
     assert f"{len(study)} of {len(study)} results finished, at smoke scale" in text
     assert "Not the paper's scale." in text
     for one in study:
@@ -208,11 +209,42 @@ def test_page_lists_changes_costs_keys_and_every_record(study: Any, footer: Any)
     assert "<code>k1</code>" in text
 
 
+def test_page_lists_every_hole_with_its_reason(holed: Any, footer: Any) -> None:
+    text = page_of(holed, footer)
+    missing = text[text.index('id="holes"') : text.index('id="defaults"')]
+    for words in (
+        "the loss became non-finite at step 412",
+        "out of memory",
+        "the parent failed",
+        "a single noise level has no reverse process",
+    ):
+        assert words in missing
+    assert missing.count("not run") == 2  # the last but one step, and the plugin's other seeds
+    assert "Figures left out:" not in missing or "Samples" in missing
+
+
+def test_page_gives_the_command_and_the_counted_operations_of_a_row(study: Any, footer: Any) -> None:
+    for one in study:
+        one["cost"] |= {"step_flops": 3.06e9, "train_flops": 6.12e11, "tokenizer_flops": 1.5e8}
+    text = page_of(study, footer)
+    assert "<li>denoiser: 3.06 GFLOP a step, 612 GFLOP a training</li><li>tokenizer: 150 MFLOP</li>" in text
+    assert "ablate run --only patch_pca --scale smoke --seeds 0,1,2 --no-controls" in text
+
+
+def test_page_lists_settings_that_differ_from_the_defaults(study: Any, footer: Any) -> None:
+    checked, definitions = check_records(study), load_definitions()
+    rows, nothing = whole_trajectory(checked, definitions), Omission("Samples", "not made here")
+    changed = {"changed": {"train.steps": [None, 200]}}
+    text = page(checked, all_tables(checked, footer), rows, [], nothing, load_published(), footer, changed)
+    assert '<th scope="row">train.steps</th><td class="prose">none</td><td class="prose">200</td>' in text
+    assert "Not recorded with these results" in page_of(study, footer)
+
+
 def test_page_escapes_titles_and_reasons(holed: Any, footer: Any) -> None:
     holed[0]["state"], holed[0]["reason"] = "failed", "<script>alert(1)</script>"
     text = page_of(holed, footer)
-    assert "<script" not in text
-    assert "&lt;script&gt;" in text
+    assert text.count("<script") == 1  # the page's own
+    assert "&lt;script&gt;alert" in text
     assert "<i>" not in text
 
 
