@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Annotated, NoReturn
 
 import typer
 
+from ablation.commands.bundle import bundle
 from ablation.commands.cache import cache
 from ablation.commands.check import check
 from ablation.commands.new_stage import new_stage
@@ -287,6 +288,7 @@ app.command("new-stage")(new_stage)
 app.command("schema")(schema)
 app.command("report")(write_report)
 app.command("verify")(verify)
+app.command("bundle")(bundle)
 app.command("cancel")(cancel)
 app.command("retry")(retry)
 app.command("cache")(cache)

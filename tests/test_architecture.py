@@ -43,6 +43,7 @@ LAYERS = (
     "collect",
     "results_folder",
     "verify",
+    "bundle",
     "status",
     "launch",
     "rates",
@@ -73,7 +74,7 @@ LIGHT = (
     "coalitions diffusion.feasible tokenizers.checks launch.base launch.inline launch.local launch.watch launch.worker "
     "launch.together commands.slurm "
     "parts protocols scaffold schema completion commands.schema execute api commands.check commands.new_stage "
-    "merge ready_studies"
+    "merge ready_studies bundle commands.bundle"
 ).split()
 HEAVY = {"torch", "torchvision", "timm", "diffusers", "numpy", "scipy", "PIL", "pandas", "matplotlib", "safetensors", "torch_fidelity"}
 LONGEST_FUNCTION, LONGEST_FILE = 75, 420

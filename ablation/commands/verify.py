@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+import tempfile
 from pathlib import Path
 from typing import Annotated, NoReturn
 
@@ -21,6 +22,7 @@ def verify(
     reports: Annotated[
         Path | None, typer.Option(metavar="DIR", help="The folder of reports. [default: RUNS/reports/STUDY, or FILE's folder]")
     ] = None,
+    bundle: Annotated[Path | None, typer.Option(metavar="FILE", help="Check an archive of `ablate bundle`, without a run folder.")] = None,
     files: Annotated[
         bool, typer.Option("--files", help="Compare the stored latents and cached images with their checksums instead.")
     ] = False,
@@ -28,6 +30,8 @@ def verify(
     """Derive every printed number again, from the jobs' files to the reports; exit 1 naming each cell that differs."""
     if files:
         _verify_files(runs)
+    if bundle is not None:
+        _verify_bundle(bundle)
     from ablation.results_folder import RESULTS, read_source
     from ablation.store import Store
     from ablation.verify import check_reports, check_results_folder, check_study
@@ -61,6 +65,23 @@ def _verify_files(runs: Path) -> NoReturn:
 
     found = list(check_files(Store(runs)))
     end([wrong for _, wrong in found if wrong], [what for what, _ in found if "no checksums" in what], [f"{len(found)} files"])
+
+
+def _verify_bundle(path: Path) -> NoReturn:
+    """Unpack an archive aside, check its manifest, and derive everything in it again."""
+    from ablation.bundle import UnpackedStore, unpack
+    from ablation.results_folder import RESULTS, read_source
+    from ablation.verify import check_reports, check_results_folder, check_study
+
+    with tempfile.TemporaryDirectory(prefix="ablate-") as aside:
+        folder = unpack(path, Path(aside))
+        store = UnpackedStore(folder / "runs")
+        document = store.study()
+        results = folder / "results" / RESULTS
+        source = read_source(results)
+        differences = [*check_study(store, document, source), *check_results_folder(results, source)]
+        wrong, notes = check_reports(source, folder / "reports")
+        end([*differences, *wrong], notes, [f"the manifest, {len(document['cells'])} cells and the reports of {path}"])
 
 
 def end(differences: list[str], notes: list[str], checked: list[str]) -> NoReturn:
