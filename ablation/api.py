@@ -126,6 +126,7 @@ def results(runs: str | Path = "runs", *, study: str | None = None) -> DataFrame
 
 def report(runs: str | Path = "runs", *, study: str | None = None, out: str | Path | None = None) -> list[Path]:
     """Write a study's tables, figures and page, and return their paths. out: RUNS/reports/STUDY unless said."""
+    from ablation.pictures import make_pictures
     from ablation.report import write_reports
     from ablation.report.build import footer_of
     from ablation.results_folder import gather
@@ -134,8 +135,8 @@ def report(runs: str | Path = "runs", *, study: str | None = None, out: str | Pa
     store = Store(Path(runs))
     document = store.study(study)
     folder = Path(out) if out is not None else store.root / "reports" / document["name"]
-    source = gather(store, document, folder)
-    return write_reports(source.records, folder, footer_of(source.records, source.provenance))
+    source = gather(store, document, folder, make_pictures(store, document))
+    return write_reports(source.records, folder, footer_of(source.records, source.provenance), source.images, source.provenance)
 
 
 def frame(records: Iterable[Mapping[str, Any]]) -> DataFrame:
