@@ -26,12 +26,13 @@ from ablation.launch.slurm_graph import Node, Tasks, descendants, partition
 from ablation.launch.slurm_groups import (
     REPORT,
     Group,
-    abandoned,
     group_folder,
     groups,
+    handed_over,
     last_task,
     new_token,
     record_abandoned,
+    record_handed_over,
     record_submission,
     write_group,
 )
@@ -177,17 +178,18 @@ class SlurmLauncher:
 
     # --- what is there already ------------------------------------------------------------------------------------------
     def _recover(self, cluster: str) -> None:
-        """Find groups that were handed over by a command that died before it wrote down the SLURM id."""
+        """Finish what commands left that died in the middle of a call: before they had the SLURM id, or before all was told of it."""
         root = self.store.root / "slurm"
         studies = [path.name for path in root.iterdir() if path.is_dir()] if root.is_dir() else []
-        unrecorded = [
-            group for study in studies for group, slurm_id in groups(self.store, study) if not slurm_id and not abandoned(self.store, group)
-        ]
-        found = {task.name: task.id.partition("_")[0] for task in ask_queue(group.name for group in unrecorded).values()}
-        for group in unrecorded:
-            if group.name in found:
-                self.say(f"adopted {group.kind} job {found[group.name]}, submitted by a command that was stopped")
-                self._hand_over(group, found[group.name], cluster)
+        known = [(group, slurm_id) for study in studies for group, slurm_id in groups(self.store, study)]
+        unfinished = [(group, slurm_id) for group, slurm_id in known if not handed_over(self.store, group)]
+        nameless = [group.name for group, slurm_id in unfinished if not slurm_id]
+        found = {task.name: task.id.partition("_")[0] for task in ask_queue(nameless).values()}
+        for group, slurm_id in unfinished:
+            reached = slurm_id or found.get(group.name)
+            if reached:
+                self.say(f"adopted {group.kind} job {reached}, submitted by a command that was stopped")
+                self._hand_over(group, reached, cluster)
             else:
                 record_abandoned(self.store, group)
 
@@ -229,14 +231,14 @@ class SlurmLauncher:
                 f"SLURM refused {group.kind} jobs: {words(_own_words(str(error)))}",
                 "What was submitted before is kept; the same command goes on from there.",
             ) from None
+        record_submission(self.store, group, str(job.job_id), cluster)
         self._hand_over(group, str(job.job_id), cluster)
         return str(job.job_id)
 
     def _hand_over(self, group: Group, slurm_id: str, cluster: str) -> None:
-        """Write down a group's SLURM id, and give every task its copy of the call under the name submitit looks for."""
+        """Give every task its copy of the call under the name submitit looks for, and write down which job has which task."""
         from submitit.core.utils import DelayedSubmission, JobPaths
 
-        record_submission(self.store, group, slurm_id, cluster)
         folder = group_folder(self.store, group.study, group.token)
         for index in group.tasks:
             path = JobPaths(folder, job_id=group.task_id(slurm_id, index)).submitted_pickle
@@ -246,6 +248,7 @@ class SlurmLauncher:
                 aside = path.with_name(f".{path.name}")
                 call.dump(aside)
                 aside.replace(path)
+        record_handed_over(self.store, group, slurm_id, cluster)
 
 
 def submitit_parameters(group: Group, folder: Path) -> dict[str, Any]:

@@ -1,7 +1,8 @@
 """What was submitted to SLURM, on our own disk: one folder for each sbatch call, made before the call. Light.
 
     RUNS/slurm/STUDY/TOKEN/group.json       which jobs, at which array index, waiting for what; written before sbatch
-    RUNS/slurm/STUDY/TOKEN/submitted.json   the SLURM id; written right after sbatch, or when the group is found again
+    RUNS/slurm/STUDY/TOKEN/submitted.json   the SLURM id; written right after sbatch, or when the group is found again,
+                                            and once more when every task and job has been told of it
     RUNS/slurm/STUDY/TOKEN/*.out, *.pkl     what the tasks print, and submitit's files
     RUNS/jobs/JOB/slurm.json                the job's last SLURM task
 
@@ -99,12 +100,22 @@ def groups(store: Store, study: str) -> Iterator[tuple[Group, str | None]]:
 
 
 def record_submission(store: Store, group: Group, slurm_id: str, cluster: str) -> None:
-    """Write a submitted group's SLURM id beside it and into the folders of its jobs; the first write covers all tasks."""
-    submitted = {"slurm_id": slurm_id, "cluster": cluster, "time": time.time()}
-    write_json(group_folder(store, group.study, group.token) / SUBMITTED, submitted)
+    """Write a submitted group's SLURM id beside it, at once; what each of its jobs is told follows."""
+    _record(store, group, slurm_id, cluster, complete=False)
+
+
+def record_handed_over(store: Store, group: Group, slurm_id: str, cluster: str) -> None:
+    """Write which task each job was given, and then that nothing of the submission is left to be done."""
     for index, jobs in group.tasks.items():
         for job_id in jobs if group.kind != REPORT else ():
             record_task(store, group, job_id, group.task_id(slurm_id, index), cluster)
+    _record(store, group, slurm_id, cluster, complete=True)
+
+
+def _record(store: Store, group: Group, slurm_id: str, cluster: str, complete: bool) -> None:
+    """Write what is known of a submission."""
+    content = {"slurm_id": slurm_id, "cluster": cluster, "time": time.time(), "complete": complete}
+    write_json(group_folder(store, group.study, group.token) / SUBMITTED, content)
 
 
 def record_task(store: Store, group: Group, job_id: str, task: str, cluster: str) -> None:
@@ -125,13 +136,13 @@ def record_task(store: Store, group: Group, job_id: str, task: str, cluster: str
 
 def record_abandoned(store: Store, group: Group) -> None:
     """Note that a group never reached SLURM, so that nobody looks for it again."""
-    write_json(group_folder(store, group.study, group.token) / SUBMITTED, {"slurm_id": "", "cluster": "", "time": time.time()})
+    _record(store, group, "", "", complete=True)
 
 
-def abandoned(store: Store, group: Group) -> bool:
-    """Say whether a group was found never to have reached SLURM."""
+def handed_over(store: Store, group: Group) -> bool:
+    """Say whether nothing is left to be done for a group: all was written, or it was found never to have reached SLURM."""
     try:
-        return not read_json(group_folder(store, group.study, group.token) / SUBMITTED)["slurm_id"]
+        return bool(read_json(group_folder(store, group.study, group.token) / SUBMITTED)["complete"])
     except (ArtifactError, KeyError):
         return False
 

@@ -133,6 +133,7 @@ def test_whole_smoke_study_equals_the_local_launcher(
     assert (runs / "reports" / "both" / "index.html").is_file()
 
 
+@pytest.mark.slow
 def test_node_that_dies_under_one_of_several_processes(cluster: Cluster, half_done: Path, finished_cell: Path) -> None:
     """The processes on the other node notice, and ask for the job to be started again, before SLURM has missed the node."""
     shared = ("--resource", "train.nodes=2", "--resource", "train.sbatch={nodelist: 'n1,n2'}")
@@ -145,5 +146,4 @@ def test_node_that_dies_under_one_of_several_processes(cluster: Cluster, half_do
     cluster.until("another attempt", lambda: starts(store, train) >= 2)
     cluster.idle()
     assert [cell["state"] for cell in status(half_done, "cell")] == ["done"]
-    os.sync()
     assert store.done(train)["cost"]["processes"] == 2

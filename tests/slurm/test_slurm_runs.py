@@ -85,16 +85,22 @@ def test_failed_tokenizer_skips_its_children_at_once(cluster: Cluster, tmp_path:
     assert (runs / "reports" / "cell" / "results.jsonl").is_file()
 
 
-def test_usr2_saves_requeues_and_goes_on_bit_for_bit(cluster: Cluster, half_done: Path, finished_cell: Path) -> None:
+def test_usr2_and_a_requeue_from_outside_go_on_bit_for_bit(cluster: Cluster, half_done: Path, finished_cell: Path) -> None:
+    store = Store(half_done)
     assert submit_cell(half_done, *EVERY_STEP).code == 0
     train = wait_for_training(cluster, half_done)
     cluster.ask("scancel", "--signal=USR2", task_of(half_done, train))
+    cluster.until("the second attempt", lambda: starts(store, train) == 2)
+    log = store.job_folder(train) / "job.log"
+    cluster.until("it to go on", lambda: log.read_text().count("resuming at step") == 1)
+    cluster.ask("scontrol", "requeue", task_of(half_done, train))
     cluster.idle()
     assert_undisturbed(half_done, finished_cell)
-    events = attempts(Store(half_done), train)
-    assert [entry["event"] for entry in events if entry["event"] != "slurm"] == ["started", "interrupted", "requeued", "started", "done"]
+    events = attempts(store, train)
+    assert [entry["event"] for entry in events if entry["event"] != "slurm"][:4] == ["started", "interrupted", "requeued", "started"]
     assert "SIGUSR2" in next(entry["reason"] for entry in events if entry["event"] == "requeued")
-    assert [entry["restart"] for entry in events if entry["event"] == "slurm"] == [0, 1]
+    assert [entry["restart"] for entry in events if entry["event"] == "slurm"] == list(range(starts(store, train)))
+    assert events[-1]["event"] == "done"
 
 
 def test_preempted_training_is_requeued_and_goes_on_bit_for_bit(cluster: Cluster, half_done: Path, finished_cell: Path) -> None:

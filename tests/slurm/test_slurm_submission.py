@@ -124,6 +124,7 @@ def test_each_task_waits_for_its_own_parent_only(cluster: Cluster, tmp_path: Pat
 
 
 def test_command_killed_between_sbatch_and_its_record_is_made_good(cluster: Cluster, tmp_path: Path) -> None:
+    """Killed before the SLURM id is written; then, having adopted that call, after the id of the next but before its jobs know."""
     store = Store(tmp_path / "runs")
     jobs = fake_jobs(store, chains(4, "tokenizer", "encode"))
     script = (
@@ -132,20 +133,20 @@ def test_command_killed_between_sbatch_and_its_record_is_made_good(cluster: Clus
         "from ablation.launch import slurm\n"
         "from ablation.launch.resources import load_resources\n"
         "from ablation.store import Store\n"
-        "calls, real = [], slurm.SlurmLauncher._hand_over\n"
-        "def hand_over(self, *rest):\n"
+        "calls, real = [], getattr(slurm, sys.argv[2])\n"
+        "def counted(*rest):\n"
         "    calls.append(rest)\n"
-        "    if len(calls) == int(sys.argv[2]): os._exit(9)\n"
-        "    real(self, *rest)\n"
-        "slurm.SlurmLauncher._hand_over = hand_over\n"
-        "jobs = {job: slurm.Node(kind, tuple(inputs)) for job, (kind, inputs) in json.loads(sys.argv[3]).items()}\n"
+        "    if len(calls) == int(sys.argv[3]): os._exit(9)\n"
+        "    real(*rest)\n"
+        "setattr(slurm, sys.argv[2], counted)\n"
+        "jobs = {job: slurm.Node(kind, tuple(inputs)) for job, (kind, inputs) in json.loads(sys.argv[4]).items()}\n"
         f"slurm.SlurmLauncher(Store(Path(sys.argv[1])), 'fake', load_resources(None, {HELD!r})).submit(jobs)\n"
     )
-    for call in (1, 2):  # killed after the first sbatch; then, having adopted it, after the second
-        arguments = [str(store.root), str(call), json.dumps(jobs)]
+    for kill, (function, call) in enumerate((("record_submission", 1), ("record_handed_over", 2)), 1):
+        arguments = [str(store.root), function, str(call), json.dumps(jobs)]
         killed = subprocess.run([sys.executable, "-c", script, *arguments], env={**os.environ, "PYTHONPATH": str(ROOT)}, check=False)
         assert killed.returncode == 9
-        assert len(cluster.live()) == 4 * call
+        assert len(cluster.live()) == 4 * kill
     result = submit(store, jobs, HELD)
     assert (result.submitted, result.adopted) == (0, 8)
     assert len(cluster.live()) == 9  # eight jobs and the report, none of them twice
