@@ -15,6 +15,7 @@ from ablation.commands.bundle import bundle
 from ablation.commands.cache import cache
 from ablation.commands.check import check
 from ablation.commands.new_stage import new_stage
+from ablation.commands.probe import probe
 from ablation.commands.report import write_report, write_study_report
 from ablation.commands.schema import schema
 from ablation.commands.slurm import cancel, retry
@@ -287,6 +288,7 @@ app.command("check")(check)
 app.command("new-stage")(new_stage)
 app.command("schema")(schema)
 app.command("report")(write_report)
+app.command("probe")(probe)
 app.command("verify")(verify)
 app.command("bundle")(bundle)
 app.command("cancel")(cancel)

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from ablation import cost
+from ablation.checkpoint_probes import checkpoint_records
 from ablation.config import from_nested
 from ablation.diffusion.feasible import undefined_reason
 from ablation.errors import ArtifactError, ConfigError
@@ -33,6 +34,7 @@ def collect(store: Store, study: Mapping[str, Any]) -> list[dict[str, Any]]:
     """Return one record per cell of a study, finished or not; holes carry their reason."""
     records = [_record(store, study, cell) for cell in study["cells"]]
     records += [_impossible(study, cell) for cell in study.get("impossible", [])]
+    records += checkpoint_records(store, study)
     untrained = next((record for record in records if record["control"] == "random_init"), None)
     return [*records, _chance(untrained)] if untrained else records
 

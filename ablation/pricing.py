@@ -125,7 +125,7 @@ def count_images(config: Config, cache: Path | None) -> Counts:
 def job_work(spec: JobSpec, config: Config, counts: Counts) -> Work:
     """Return what a job does; a kind that is not known here costs nothing but its start."""
     work = Work()
-    known = {"reference": _reference, "tokenizer": _tokenizer, "encode": _encode, "train": _train, "fid": _fid}
+    known = {"reference": _reference, "tokenizer": _tokenizer, "encode": _encode, "train": _train, "fid": _fid, "finetune": _finetune}
     if spec.kind == "probe":
         _probe(work, config, counts, spec.control)
     elif spec.kind in known:
@@ -233,6 +233,21 @@ def _fid(work: Work, config: Config, counts: Counts) -> None:
     work.add("tokenizer forward", "fp32", codec)
     work.add("features", "fp32", (fid.samples + 2 * rebuilt) * cost.extractor(fid.extractor, size))
     work.images = rebuilt
+
+
+def _finetune(work: Work, config: Config, counts: Counts) -> None:
+    """Gradient steps of the encoder half on freshly cropped and encoded images, and the test images twice."""
+    cfg = config.finetune
+    steps = cfg.steps if cfg.steps is not None else max(1, round(cfg.epochs * counts.train / cfg.global_batch))
+    images = float(steps * cfg.global_batch)
+    encoder = cost.denoiser(config, counts.classes, cost.encoder_blocks(config))
+    work.add("denoiser training", cfg.precision, (3 * images + 2 * counts.test) * encoder.forward)  # a backward pass is two forward ones
+    seen = images + 2 * counts.test
+    work.add("tokenizer forward", "fp32", seen * cost.encoder(config.tokenizer, config.data.image_size).forward)
+    work.images = seen
+    work.parameters = encoder.parameters
+    work.kept_bytes = FLOAT * encoder.parameters
+    work.scratch_bytes = CHECKPOINTS * COPIES * FLOAT * encoder.parameters
 
 
 ASSUMED_DEVIATION = 0.5

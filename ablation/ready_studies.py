@@ -79,7 +79,7 @@ def _entry(definition: SweepDefinition, row: SweepRow, variant: Variant, tree: S
             raise ConfigError("there is one noise level, and the network is told the same time step always")
     except ConfigError as error:
         title = variant.otherwise or (variant.name if "{" in variant.title else variant.title)
-        place = Place(definition.table, row.name, variant.name, title, variant.paper or variant.name, None)
+        place = Place(definition.table, row.name, variant.name, title, variant.paper or variant.name, variant.x)
         return Entry(place, row.stage, overrides, error.problem.removeprefix(f"stage '{row.stage}': "))
     place = Place(
         definition.table,

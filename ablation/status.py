@@ -135,7 +135,7 @@ def removable(store: Store, *, stale: bool, orphans: bool, failed: bool, cache: 
             continue
         if failed and state.name in ("failed", "diverged", "skipped"):
             found.append((store.job_folder(job), f"{state.name}: {state.reason}"))
-        elif orphans and job not in referred:
+        elif orphans and job not in referred and not job.startswith("checkpoint-"):  # a probe of a network belongs to no study
             found.append((store.job_folder(job), "no study refers to it"))
         elif stale and (drift := _drift(store, job)):
             found.append((store.job_folder(job), drift))

@@ -39,6 +39,7 @@ LAYERS = (
     "plan",
     "jobs",
     "ready_studies",
+    "checkpoint_probes",
     "study",
     "collect",
     "results_folder",
@@ -74,7 +75,7 @@ LIGHT = (
     "coalitions diffusion.feasible tokenizers.checks launch.base launch.inline launch.local launch.watch launch.worker "
     "launch.together commands.slurm "
     "parts protocols scaffold schema completion commands.schema execute api commands.check commands.new_stage "
-    "merge ready_studies bundle commands.bundle"
+    "merge ready_studies bundle commands.bundle checkpoint_probes commands.probe"
 ).split()
 HEAVY = {"torch", "torchvision", "timm", "diffusers", "numpy", "scipy", "PIL", "pandas", "matplotlib", "safetensors", "torch_fidelity"}
 LONGEST_FUNCTION, LONGEST_FILE = 75, 420

@@ -8,10 +8,11 @@ from pathlib import Path
 
 import pytest
 
+from ablation import cost
 from ablation.config import Config, apply
 from ablation.data.storage import class_count, image_counts
 from ablation.errors import ConfigError, DataError
-from ablation.pricing import ASSUMED_DEVIATION, Bill, detectable_effect, observed_deviation, price_plan
+from ablation.pricing import ASSUMED_DEVIATION, Bill, count_images, detectable_effect, job_work, observed_deviation, price_plan
 from ablation.rates import DATASHEETS, Rates, choose_rates, datasheet, read_calibrations, write_calibration
 from ablation.study import Request, prepare, write_plan
 
@@ -129,3 +130,15 @@ def test_plan_cost_prints_tables_and_json(tmp_path, capsys):
     bill = json.loads(capsys.readouterr().out)
     assert bill["deviation"] == ASSUMED_DEVIATION
     assert bill["hours"] == pytest.approx(sum(job["seconds"] for job in bill["jobs"]) / 3600)
+
+
+def test_fine_tuning_has_its_price(runs):
+    """Its steps, three forward passes of the encoder half each, are most of it."""
+    changes = {"finetune.enabled": True, "finetune.steps": 100, "finetune.global_batch": 32}
+    study = prepare(Request(only=("predict_original",), scale="smoke", runs=runs, settings=changes, with_controls=False))
+    spec = next(spec for spec in study.plan.jobs.values() if spec.kind == "finetune")
+    config = study.plan.cells["predict_original-s0"].config
+    work = job_work(spec, config, count_images(config, None))
+    half = cost.denoiser(config, 16, 2).forward
+    assert work.total_flops > 3 * 100 * 32 * half
+    assert work.total_flops < 4 * 100 * 32 * half + 2 * 2000 * 3 * half

@@ -134,6 +134,8 @@ def test_blocks_stand_around_the_middle(tree):
     paper, smoke = (column(entries_at(tree, "encoder_depth", scale)[1]) for scale in ("paper", "smoke"))
     assert [value.get("probe.block", 12) for value in paper.values()] == [9, 10, 11, 12, 13, 14, 15]
     assert smoke["minus1"] == {"probe.block": 1}
+    _, entries = entries_at(tree, "encoder_depth", "smoke")
+    assert [(entry.place.x, entry.place.paper) for entry in entries] == [(x, str(12 + x)) for x in range(-3, 4)]
     assert smoke["plus3"] == "the network has blocks 1 to 4, so there is no block 5"
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import math
 import os
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import numpy as np
@@ -18,7 +18,7 @@ from ablation.data.storage import require_space
 from ablation.errors import Interrupted
 from ablation.evaluation.features import FeatureExtractor, extract
 from ablation.evaluation.knn import knn_classify
-from ablation.evaluation.probe import fit_cached_probe
+from ablation.evaluation.probe import ProbeResult, fit_cached_probe
 from ablation.evaluation.probe_epochs import fit_epochs_probe
 from ablation.jobs.context import JobIO
 from ablation.jobs.parts import Setting, images_of, load_network, load_setting
@@ -30,6 +30,9 @@ from ablation.train.prefetch import ahead
 BATCH = 256
 MEMORY_LIMIT = 2**31
 """Bytes of training features that are kept in memory; more are mapped from a file."""
+Features = Callable[[Tensor, NoiseSource], Tensor]
+"""Images (B, 3, H, W) in [-1, 1] and a source of noise to features (B, C)."""
+
 PCA_GRID = 4
 """Side of the grid over which the PCA control averages tokens: a place for each part of the image, and few enough numbers to fit."""
 
@@ -45,13 +48,34 @@ def run(io: JobIO) -> dict[str, Any]:
     else:
         extractor = make_extractor(io, setting, train.num_classes)
         views, queries = _network_features(io, setting, extractor, train, test)
-        if io.config.probe.mode == "cached":
-            probe = fit_cached_probe(views, train_labels, queries, test_labels, io.config.probe, stream_seed(io.seed, "held out"))
-        else:
-            epoch = EpochFeatures(io, setting, extractor, train)
-            io.log(train.where_from(random_crops=True))
-            seed = stream_seed(io.seed, "linear layer")
-            probe = fit_epochs_probe(epoch, len(train), train.num_classes, queries, test_labels, io.config.probe, seed)
+
+        def features(images: Tensor, noise: NoiseSource) -> Tensor:
+            raw, _ = setting.tokenizer.encode(images)
+            return extractor(raw, images if extractor.needs_images else None, noise)
+
+        return classified(io, features, views, queries, train, test)
+    return _scored(io, probe, views, queries, train, test)
+
+
+def classified(io: JobIO, features: Features, views: Tensor, queries: Tensor, train: ImageSet, test: ImageSet) -> dict[str, Any]:
+    """Classify features by the configured probe, and score as `run` says.
+
+    views (V, n, C) of the training images, queries (n_test, C); `features` maps images to features for the probe of many epochs.
+    """
+    train_labels, test_labels = torch.from_numpy(np.asarray(train.labels)), torch.from_numpy(np.asarray(test.labels))
+    if io.config.probe.mode == "cached":
+        probe = fit_cached_probe(views, train_labels, queries, test_labels, io.config.probe, stream_seed(io.seed, "held out"))
+    else:
+        epoch = EpochFeatures(io, features, train)
+        io.log(train.where_from(random_crops=True))
+        seed = stream_seed(io.seed, "linear layer")
+        probe = fit_epochs_probe(epoch, len(train), train.num_classes, queries, test_labels, io.config.probe, seed)
+    return _scored(io, probe, views, queries, train, test)
+
+
+def _scored(io: JobIO, probe: ProbeResult, views: Tensor, queries: Tensor, train: ImageSet, test: ImageSet) -> dict[str, Any]:
+    """Classify by nearest neighbours as well, write which test images were right, and return metrics and protocol."""
+    train_labels, test_labels = torch.from_numpy(np.asarray(train.labels)), torch.from_numpy(np.asarray(test.labels))
     neighbours = knn_classify(views[0], train_labels, queries, test_labels, io.config.probe)
     with atomic_path(io.folder / PREDICTIONS) as path, path.open("wb") as file:
         np.save(file, np.stack([probe.correct.numpy(), neighbours.correct.numpy()]))
@@ -120,8 +144,8 @@ def feature_array(io: JobIO, shape: tuple[int, int, int]) -> Tensor:
 class EpochFeatures:
     """Features of freshly cropped and mirrored training images, epoch by epoch: what the paper's long probe is trained on."""
 
-    def __init__(self, io: JobIO, setting: Setting, extractor: FeatureExtractor, train: ImageSet) -> None:
-        self.io, self.setting, self.extractor, self.train = io, setting, extractor, train
+    def __init__(self, io: JobIO, features: Features, train: ImageSet) -> None:
+        self.io, self.features, self.train = io, features, train
         self.seed = stream_seed(io.seed, "probe epochs")
         self.order = ImageOrder(len(train), self.seed)
         self.labels = torch.from_numpy(np.asarray(train.labels))
@@ -138,8 +162,8 @@ class EpochFeatures:
                 pixels[mirrored] = pixels[mirrored, :, ::-1]
                 images = to_tensor(pixels, self.io.device)
                 with torch.no_grad():
-                    raw, _ = self.setting.tokenizer.encode(images)
-                yield self.extractor(raw, images if self.extractor.needs_images else None, noise).cpu(), self.labels[indices]
+                    found = self.features(images, noise)
+                yield found.cpu(), self.labels[indices]
         self.io.progress(epoch + 1, self.io.config.probe.epochs, "probe epochs")
 
     def _load(self, start: int) -> tuple[np.ndarray, np.ndarray]:

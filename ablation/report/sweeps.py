@@ -88,7 +88,7 @@ def fill(definition: SweepDefinition, records: Sequence[Record]) -> Sweep:
         labels = any(record["labels_used"] for record in picked) if picked else row.labels_used
         measured = Row(row.title, row.stage, None, None, picked, labels, False, complaint, seeds)
         title = str(place.get("title", variant.otherwise or variant.name if "{" in variant.title else variant.title))
-        x = place.get("x")
+        x = place.get("x", variant.x)
         position = float(x) if isinstance(x, int | float) else None
         spots.append(Spot(row, variant, title, str(place.get("paper", variant.paper or variant.name)), position, measured, reason))
     return Sweep(definition, tuple(spots), tuple(record for record in records if record["state"] != "impossible"))

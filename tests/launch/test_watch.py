@@ -7,7 +7,8 @@ import io
 import pytest
 from rich.console import Console
 
-from ablation.launch.watch import RunWatcher
+from ablation.keys import KIND_VERSIONS
+from ablation.launch.watch import FIRST_GUESS, RunWatcher
 
 
 def watch(plan, terminal: bool, reused: frozenset[str] = frozenset()) -> tuple[RunWatcher, io.StringIO]:
@@ -69,3 +70,8 @@ def test_the_estimate_follows_what_jobs_of_a_kind_have_taken(make_study, runs):
     watcher.started(probes[1])
     watcher.progressed(probes[1], 1, 2, "")
     assert watcher._estimate() == pytest.approx(10.0 * (len(probes) - 1.5))
+
+
+def test_every_kind_of_job_has_a_first_guess():
+    """An estimate that does not know a kind would end the run."""
+    assert set(FIRST_GUESS) == set(KIND_VERSIONS)
