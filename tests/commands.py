@@ -17,6 +17,19 @@ from ablation.plan import Plan
 from ablation.store import Store
 
 ROOT = Path(__file__).resolve().parent.parent
+TINY = {
+    "data.train_images": 96,
+    "data.test_images": 64,
+    "tokenizer.steps": 4,
+    "tokenizer.global_batch": 8,
+    "train.steps": 4,
+    "train.global_batch": 8,
+    "fid.samples": 16,
+    "fid.reference_images": 32,
+    "fid.sampler_steps": 2,
+    "probe.weight_decays": (1e-2,),
+}
+"""Settings that make every job take about a second."""
 SINGLE_LEVEL = {"process.schedule": "constant"}
 """One noise level leaves out sampling, and with it the slowest jobs."""
 

@@ -10,26 +10,13 @@ from pathlib import Path
 
 import pytest
 import torch
-from commands import Answer
+from commands import TINY, Answer
 
 from ablation.cli import main
 from ablation.discover import discover, load_scale
 from ablation.stage import StageTree
 
 torch.set_num_threads(min(2, len(os.sched_getaffinity(0))))
-
-TINY = {
-    "data.train_images": 96,
-    "data.test_images": 64,
-    "tokenizer.steps": 4,
-    "tokenizer.global_batch": 8,
-    "train.steps": 4,
-    "train.global_batch": 8,
-    "fid.samples": 16,
-    "fid.reference_images": 32,
-    "fid.sampler_steps": 2,
-    "probe.weight_decays": (1e-2,),
-}
 
 
 @pytest.fixture(scope="session")

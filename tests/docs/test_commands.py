@@ -20,8 +20,7 @@ from typing import Any
 
 import pytest
 import typer
-from commands import SINGLE_LEVEL, Answer, set_options
-from conftest import TINY
+from commands import SINGLE_LEVEL, TINY, Answer, set_options
 from documents import ROOT, Command, code, commands, files, inline_commands
 
 from ablation.cli import app
