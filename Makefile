@@ -3,9 +3,10 @@
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
+OLDEST := .venv-oldest
 RUNS ?= runs
 
-.PHONY: run test test-slurm docs bench lint types install install-docs clean
+.PHONY: run test test-oldest test-slurm docs bench lint types install install-docs clean
 .DEFAULT_GOAL := run
 
 $(VENV)/.installed: pyproject.toml constraints.txt
@@ -28,6 +29,15 @@ run: install  ## the whole ladder on the embedded images, then the reports
 test: install-docs  ## the test suite; it builds the documentation too
 	$(BIN)/python -m pytest
 
+$(OLDEST)/.installed: pyproject.toml constraints-oldest.txt
+	$(PYTHON) -m venv $(OLDEST)
+	$(OLDEST)/bin/pip install --quiet --disable-pip-version-check -c constraints-oldest.txt torch
+	$(OLDEST)/bin/pip install --quiet --disable-pip-version-check -c constraints-oldest.txt -e '.[dev]'
+	touch $@
+
+test-oldest: $(OLDEST)/.installed  ## the test suite with the oldest dependencies that pyproject.toml allows
+	$(OLDEST)/bin/python -m pytest
+
 test-slurm: install  ## on a real SLURM that the tests bring up here; needs root and Debian's packages
 	$(BIN)/python -m pytest -m "slurm and not slow" -rs
 
@@ -45,4 +55,4 @@ types: install
 	$(BIN)/mypy
 
 clean:  ## the environment and caches; run folders stay
-	rm -rf $(VENV) .mypy_cache .ruff_cache build dist site
+	rm -rf $(VENV) $(OLDEST) .mypy_cache .ruff_cache build dist site

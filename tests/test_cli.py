@@ -104,7 +104,7 @@ def test_a_closed_pipe_is_no_traceback():
         (["fly"], "No such command 'fly'"),
         (["run", "--thru", "baseline"], "--thru"),
         (["plan", "--design", "ladder,put_bak"], "unknown --design 'put_bak'. Did you mean put_back"),
-        (["show"], "Missing argument 'stage'"),
+        (["show"], "Missing argument"),
         (["show", "predict_clan"], "unknown stage 'predict_clan'. Did you mean predict_clean"),
         (["diff", "baseline", "nothing_like_it"], "unknown stage 'nothing_like_it'"),
         (["status", "--runs", "/no/such/folder"], "holds no study yet"),

@@ -174,7 +174,7 @@ def _draw_controls(axes: Axes, steps: Sequence[Step], controls: Sequence[Row]) -
             axes.axvline(found.mean, color=SOFT, lw=1.3, ls=dashes, zorder=1)
             shown.append(found.mean)
         label = f"{row.title} {rounded(found.mean)}{'' if near else ' (off the axis)'}"
-        handles.append(Line2D([], [], color=SOFT, lw=1.3 if near else 0, ls=dashes, label=label))
+        handles.append(Line2D([], [], color=SOFT, lw=1.3, ls=dashes if near else "none", label=label))
     fit(axes, shown, right=0.2 if any(step.found.holes for step in steps) else 0.14)
     return handles
 

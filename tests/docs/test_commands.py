@@ -8,7 +8,9 @@ cannot run here is listed in PARSED_ONLY with the reason, and must still be unde
 
 from __future__ import annotations
 
+import importlib.util
 import json
+import os
 import re
 import subprocess
 import sys
@@ -22,6 +24,7 @@ import pytest
 import typer
 from commands import SINGLE_LEVEL, TINY, Answer, set_options
 from documents import ROOT, Command, code, commands, files, inline_commands
+from plugin_site import install_example
 
 from ablation.cli import app
 
@@ -33,7 +36,10 @@ PARSED_ONLY = {
 """Commands that are parsed and not run, by a pattern, and why."""
 
 LOOKS = "stages show diff plan status logs report export doctor clean".split()
-"""Commands that are quick on a finished study; any other is planned or parsed in the default run, and run in the slow one."""
+"""Commands that are quick on a finished study; any other is planned or parsed in the default run, and run in the slow one.
+
+`new-stage` is run before them all, since others use the files that it writes.
+"""
 
 LEFT_OUT_OF_PLANS = {"--launcher": 1, "--parallel": 1, "--threads": 1, "--checkpoint-seconds": 1, "--partition": 1, "--resources": 1,
                      "--resource": 1, "--wait": 0, "--report": 0, "--no-report": 0}  # fmt: skip
@@ -41,6 +47,9 @@ LEFT_OUT_OF_PLANS = {"--launcher": 1, "--parallel": 1, "--threads": 1, "--checkp
 
 STAND_INS = {"STAGE": "patch_pca", "A": "patch_pca", "B": "predict_original", "DIR": "out"}
 """What the words in capitals of a synopsis stand for here."""
+
+SHOWN_FILE = r'^STAGE = Stage\(\n\s+name="(\w+)"|^PARTS = \{"\w+:(\w+)": \2\}'
+"""A block of Python that is a whole stage file or file of parts, and its name."""
 
 STUDY = "run --only patch_pca --no-controls --scale smoke --launcher inline --no-report".split()
 
@@ -138,20 +147,39 @@ def workplace(tmp_path_factory: pytest.TempPathFactory) -> Path:
             (folder / name).symlink_to(ROOT / name)
     for path in files():
         for language, text, _ in code(path):
-            if language == "python" and (found := re.search(r'^STAGE = Stage\(\n\s+name="(\w+)"', text, re.MULTILINE)):
-                (folder / f"{found[1]}.py").write_text(text, encoding="utf-8")
+            if language == "python" and (found := re.search(SHOWN_FILE, text, re.MULTILINE)):
+                (folder / f"{found[1] or found[2]}.py").write_text(text, encoding="utf-8")
     own = (folder / "snr_weight.py").read_text(encoding="utf-8")
     (folder / "my_stage.py").write_text(own.replace('"snr_weight"', '"my_stage"'), encoding="utf-8")
+    for command in ABLATE:
+        if arguments(command)[0] == "new-stage":
+            run_there(folder, *arguments(command))
     return folder
+
+
+def run_there(folder: Path, *words: str) -> None:
+    """Run a command in a process of its own, in a folder; it must succeed."""
+    environment = {**os.environ, "PYTHONPATH": str(ROOT)}
+    command = [sys.executable, "-m", "ablation", *words]
+    done = subprocess.run(command, cwd=folder, env=environment, capture_output=True, text=True, timeout=240, check=False)
+    assert done.returncode == 0, f"ablate {' '.join(words)}: {done.stderr}"
+
+
+@pytest.fixture
+def installed(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Where a package's README shows a command, the package is installed."""
+    parts = request.node.callspec.params["command"].path.relative_to(ROOT).parts
+    if parts[0] == "examples" and len(parts) > 2:
+        site = tmp_path_factory.mktemp("installed")
+        install_example(parts[1], site)
+        monkeypatch.syspath_prepend(str(site))
 
 
 @pytest.fixture(scope="module")
 def study(workplace: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A finished study of one stage, trained once for all commands that look at one."""
     runs = tmp_path_factory.mktemp("study") / "runs"
-    words = [*STUDY, "--runs", str(runs), *set_options({**TINY, **SINGLE_LEVEL})]
-    done = subprocess.run([sys.executable, "-m", "ablation", *words], cwd=ROOT, capture_output=True, text=True, timeout=240, check=False)
-    assert done.returncode == 0, done.stderr
+    run_there(workplace, *STUDY, "--runs", str(runs), *set_options({**TINY, **SINGLE_LEVEL}))
     return runs
 
 
@@ -220,7 +248,7 @@ def test_a_wrong_command_does_not_pass(words, wrong):
 
 
 @pytest.mark.parametrize("command", [one for one in ABLATE if arguments(one)[0] in LOOKS and not reason_not_to_run(one)], ids=named)
-def test_what_looks_is_run(command: Command, ablate: Callable[..., Answer], workplace, study, pictures, monkeypatch):
+def test_what_looks_is_run(command: Command, ablate: Callable[..., Answer], workplace, study, pictures, installed, monkeypatch):
     monkeypatch.chdir(workplace)
     answer = ablate(*placed(arguments(command), study))
     assert answer.code == 0, answer.err
@@ -228,7 +256,7 @@ def test_what_looks_is_run(command: Command, ablate: Callable[..., Answer], work
 
 
 @pytest.mark.parametrize("command", [one for one in ABLATE if arguments(one)[0] == "run"], ids=named)
-def test_what_trains_is_planned(command: Command, ablate: Callable[..., Answer], workplace, pictures, tmp_path, monkeypatch):
+def test_what_trains_is_planned(command: Command, ablate: Callable[..., Answer], workplace, pictures, installed, tmp_path, monkeypatch):
     """The plan of the very same study: stages, settings, values, seeds and data are all looked up."""
     monkeypatch.chdir(workplace)
     words = without(arguments(command)[1:], LEFT_OUT_OF_PLANS)
@@ -238,13 +266,13 @@ def test_what_trains_is_planned(command: Command, ablate: Callable[..., Answer],
 
 
 def trains(command: Command) -> bool:
-    return arguments(command)[0] not in LOOKS and not reason_not_to_run(command)
+    return arguments(command)[0] not in (*LOOKS, "new-stage") and not reason_not_to_run(command)
 
 
 @pytest.mark.slow
 @pytest.mark.timeout(900)
 @pytest.mark.parametrize("command", [one for one in ABLATE if trains(one)], ids=named)
-def test_what_trains_is_run(command: Command, ablate: Callable[..., Answer], workplace, trained, pictures, monkeypatch):
+def test_what_trains_is_run(command: Command, ablate: Callable[..., Answer], workplace, trained, pictures, installed, monkeypatch):
     monkeypatch.chdir(workplace)
     answer = ablate(*tiny(arguments(command), trained))
     assert answer.code == 0, answer.err
@@ -278,8 +306,13 @@ def test_other_programs_are_called_rightly(command: Command):
             assert name in (".", project["name"]) or (ROOT / name).exists(), one
             assert set(filter(None, extras.split(","))) <= project["optional-dependencies"].keys(), one
     elif program in ("python", "python3", "pytest"):
+        if words[0] == "-m" and words[1].split(".")[0] == "benchmarks":
+            assert importlib.util.find_spec(words[1]), words[1]
+            return
         named_files = [word for word in words if not word.startswith("-") and ("/" in word or word.endswith(".py"))]
         assert named_files, command.text
         assert all((ROOT / word.split("::")[0]).exists() for word in named_files)
+    elif program == "pre-commit":
+        assert words in (["install"], ["run", "--all-files"])
     else:
         raise AssertionError(f"{command.where}: no test knows the program {program}")
