@@ -89,6 +89,7 @@ class SweepDefinition(Definition):
     layout: Literal["list", "grid", "best"]
     title: str
     about: str
+    source: str  # where the paper has it, or who asked for it
     command: str
     metric: str
     rows: tuple[SweepRow, ...] = Field(min_length=1)

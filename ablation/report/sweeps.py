@@ -247,17 +247,19 @@ def _best(sweep: Sweep, notes: Footnotes) -> tuple[list[Column], list[TableRow]]
     rows = []
     for row in sweep.definition.rows:
         spots = [spot for spot in sweep.of_row(row) if not spot.reason]
-        chosen = choose(spots, str(sweep.definition.choose_by))
         reference = next((spot for spot in spots if spot.variant.name == sweep.definition.reference), None)
+        chosen = choose(spots, str(sweep.definition.choose_by), reference)
         cells = tuple(_best_cell(column, row, chosen, reference, spots, sweep, notes) for column in sweep.definition.columns)
         rows.append(TableRow("step", cells, row.name, any(spot.measured.labels_used for spot in spots)))
     return _columns(sweep), rows
 
 
-def choose(spots: Sequence[Spot], metric: str) -> Spot | None:
-    """Return the spot with the highest mean of a metric; a tie goes to the earlier one, None where nothing was measured."""
-    scored = [(mean(list(found.values.values())), spot) for spot in spots if (found := measure(spot.measured, metric)).values]
-    return max(scored, key=lambda pair: pair[0])[1] if scored else None
+def choose(spots: Sequence[Spot], metric: str, reference: Spot | None) -> Spot | None:
+    """Return the spot with the highest mean of a metric; a tie goes to the reference, then to the earlier one; None without any."""
+    scored = [
+        (mean(list(found.values.values())), spot is reference, spot) for spot in spots if (found := measure(spot.measured, metric)).values
+    ]
+    return max(scored, key=lambda scored: scored[:2])[2] if scored else None
 
 
 def _best_cell(
@@ -277,7 +279,7 @@ def _best_cell(
         with_value = [spot for spot in spots if measure(spot.measured, str(sweep.definition.choose_by)).values]
         remarks = []
         if len(spots) < len(sweep.of_row(row)):
-            remarks = [f"Not possible: {sorted({spot.reason for spot in sweep.of_row(row) if spot.reason})[0]}."]
+            remarks = [f"No other value is possible: {sorted({spot.reason for spot in sweep.of_row(row) if spot.reason})[0]}."]
         elif len(with_value) < len(spots):
             remarks = [f"Chosen among {len(with_value)} of {len(spots)} values; the others are not measured."]
         return Cell(chosen.title, "shown", (), notes.marks(remarks))

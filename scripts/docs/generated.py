@@ -22,7 +22,9 @@ from ablation.config import Config, diff, get_value
 from ablation.diffusion.schedules import coefficients
 from ablation.discover import builtin_folder, discover, load_scale, read_yaml, scale_names
 from ablation.report.published import Entry, load_published
+from ablation.report.sweep_definitions import load_sweep, sweep_names
 from ablation.stage import Stage, StageTree
+from ablation.study import Request, prepare
 
 MINUS = "\N{MINUS SIGN}"
 KINDS = {"str": "text", "int": "n", "float": "number", "path": "path"}
@@ -262,7 +264,24 @@ def layers() -> str:
     return f"> {' → '.join(f'`{name}`' for name in ast.literal_eval(named['LAYERS']))}\n"
 
 
+# ---- ready studies -------------------------------------------------------------------------------------------------------
+
+
+def studies() -> str:
+    """List the ready studies with what `ablate plan` counts for each at the smoke scale, controls included."""
+    rows = []
+    for name in sorted(sweep_names(), key=lambda name: (ORDER.index(load_sweep(name).source), name)):
+        definition = load_sweep(name)
+        study = prepare(Request(table=name, scale="smoke", runs=Path("no-such-folder")))
+        counted = [str(len(study.plan.cells)), f"{len(study.plan.jobs)} ({study.plan.unshared})"]
+        trained = sum(spec.kind == "train" for spec in study.plan.jobs.values())
+        rows.append((f"`{name}`", definition.source, definition.title, f"`{definition.command}`", *counted, str(trained)))
+    return table(("name", "in the paper", "what", "command", "cells", "jobs (unshared)", "trainings"), rows, right=(4, 5, 6))
+
+
+ORDER = ("Fig. 5", "Section 5", "Appendix A", "Table 4", "Appendix B", "asked by reviewers", "left open by the paper")
+
 PARTS: Mapping[str, Callable[..., str]] = {
-    part.__name__: part for part in (settings, commands, overview, stage, example, probed_levels, layers)
+    part.__name__: part for part in (settings, commands, overview, stage, example, probed_levels, layers, studies)
 }
 """What pages can ask for, by name."""

@@ -151,14 +151,23 @@ def test_the_best_is_chosen_on_held_out_images_alone(placed: Any, footer: Any) -
 def test_test_accuracies_do_not_move_the_choice(placed: Any) -> None:
     records = best_records(placed)
     (sweep,) = sweeps_of(records)
-    before = choose(sweep.spots, "probe_held_out_top1")
+    before = choose(sweep.spots, "probe_held_out_top1", None)
     for record in records:
         record["metrics"]["linear_probe_top1"] = 100 - record["metrics"]["linear_probe_top1"]
     (sweep,) = sweeps_of(records)
-    after = choose(sweep.spots, "probe_held_out_top1")
+    after = choose(sweep.spots, "probe_held_out_top1", None)
     assert before is not None
     assert after is not None
     assert before.name == after.name == "predict_original/20"
+
+
+def test_a_tie_goes_to_the_reference(placed: Any, footer: Any) -> None:
+    records = best_records(placed)
+    for record in records:
+        record["metrics"]["probe_held_out_top1"] = 30.0
+    table = one_table(records, footer, "best_timestep")
+    assert table.cell("predict_original", "chosen").text == "t = 10"
+    assert table.cell("predict_original", "change").state == "none"
 
 
 def test_cited_methods_and_checkpoints_stand_in_the_system_table(placed: Any, control: Any, footer: Any) -> None:
