@@ -148,6 +148,8 @@ def _assign(given: dict[str, dict[str, Any]], text: str) -> None:
 def _validated(kind: str, values: dict[str, Any], where: str) -> Resources:
     """Validate what one kind asks for."""
     _known(values, tuple(Resources.model_fields), f"{where}, {kind}")
+    if kind == "report":
+        values = {**values, "pack": 1}  # there is one report job, also where `pack` is set for every kind
     if isinstance(values.get("memory"), int):
         values = {**values, "memory": str(values["memory"])}
     try:
@@ -167,10 +169,10 @@ def _misfit(kind: str, wanted: Resources) -> tuple[str, str] | None:
     if wanted.processes > 1 and kind not in TOGETHER:
         able = " and ".join(TOGETHER)
         return f"a {kind} job is one process, so nodes and tasks_per_node must be 1", f"Set them for {able}, as in train.tasks_per_node=4."
-    if wanted.pack > 1 and kind == "report":
-        return "there is one report job, so pack must be 1", "Set pack for the other kinds, as in train.pack=4."
     if wanted.pack > 1 and wanted.processes > 1:
         return f"pack={wanted.pack} puts several jobs on one node, nodes and tasks_per_node one job on several", "Choose one of them."
+    if wanted.pack > 1 and wanted.gpu_count > 1:
+        return f"gpus={wanted.gpu_count} with pack={wanted.pack}: packed jobs share one GPU", "Use gpus=1, or 0."
     if wanted.tasks_per_node > 1 and wanted.gpu_count not in (0, wanted.tasks_per_node):
         count, tasks = wanted.gpu_count, wanted.tasks_per_node
         return f"gpus={count} does not fit tasks_per_node={tasks}: each process uses one GPU", f"Use gpus={tasks}, or 0."

@@ -33,6 +33,8 @@ INPUT_PATIENCE_SECONDS = 15.0
 """How long an input that another node has just written may take to be seen here."""
 END_PATIENCE_SECONDS = 300.0
 """How long a stopped job waits for SLURM to end it, after a requeue or a cancellation that is under way."""
+ANSWER_PATIENCE_SECONDS = 30.0
+"""How long a stopped job asks a controller that does not answer."""
 PACKED_POLL_SECONDS = 5.0
 SETTLED = ("failed", "diverged", "skipped", "cancelled")
 
@@ -275,18 +277,14 @@ def _stopped(store: Store, job_id: str, task: str, stop: JobStop, state: str) ->
     if cancelled(store, job_id):
         return
     asked = signal.SIGUSR2 in stop.signals
-    known = "RUNNING" if asked else own_state()
+    known = "RUNNING" if asked else _patient_state()
     names = ", ".join(sorted(signal.Signals(number).name for number in stop.signals)) or "no signal"
     if known == "RUNNING":
         why = "time limit near" if asked else "another process was lost" if state == "lost" else "preempted"
-        try:
-            command("scontrol", "requeue", task, seconds=60)
-            _note(store, job_id, {"event": "requeued", "reason": f"{why} ({names}); requeued"})
-        except SlurmError as error:
-            if own_state() == "RUNNING":
-                _note(store, job_id, {"event": "stopped", "reason": f"{why} ({names}), and could not be requeued: {error.problem}"})
-                return
-            _note(store, job_id, {"event": "requeued", "reason": f"{why} ({names}); its requeue is under way"})  # by a packed neighbour
+        if problem := _requeue(task):
+            _note(store, job_id, {"event": "stopped", "reason": f"{why} ({names}), and could not be requeued: {problem}"})
+            return
+        _note(store, job_id, {"event": "requeued", "reason": f"{why} ({names}); requeued"})
     else:
         _note(store, job_id, {"event": "stopped", "reason": f"ended by SLURM ({names}; {known or 'the controller does not answer'})"})
         if known:
@@ -295,6 +293,29 @@ def _stopped(store: Store, job_id: str, task: str, stop: JobStop, state: str) ->
         return
     # Leaving by ourselves would count as an end of the job; SLURM ends it, and starts it again, in its own time.
     time.sleep(END_PATIENCE_SECONDS)
+
+
+def _patient_state() -> str:
+    """Return the state of this job, asking a controller that does not answer again for a while."""
+    deadline = time.monotonic() + ANSWER_PATIENCE_SECONDS
+    while not (state := own_state()) and time.monotonic() < deadline:
+        time.sleep(1.0)
+    return state
+
+
+def _requeue(task: str) -> str:
+    """Ask for a requeue, again for a while where that fails; returns why it cannot be had, or an empty text."""
+    deadline = time.monotonic() + ANSWER_PATIENCE_SECONDS
+    while True:
+        try:
+            command("scontrol", "requeue", task, seconds=60)
+            return ""
+        except SlurmError as error:
+            if own_state() not in ("RUNNING", ""):  # it is under way: a packed neighbour, or SLURM itself, was faster
+                return ""
+            if time.monotonic() > deadline:
+                return error.problem
+        time.sleep(1.0)
 
 
 def cancelled(store: Store, job_id: str) -> bool:

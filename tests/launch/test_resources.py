@@ -46,7 +46,7 @@ def test_a_users_defaults_win_over_the_built_in_kinds(tmp_path: Path) -> None:
         ("kinds: {train: {gpus: 1, tasks_per_node: 2}}", "gpus=1 does not fit tasks_per_node=2"),
         ("kinds: {train: {gpus: 'a100:1', tasks_per_node: 2}}", "gpus=1 does not fit tasks_per_node=2"),
         ("kinds: {train: {nodes: 2, pack: 2}}", "Choose one of them"),
-        ("kinds: {report: {pack: 2}}", "there is one report job"),
+        ("kinds: {train: {gpus: 2, pack: 2}}", "packed jobs share one GPU"),
         ("kinds: {train: {nodes: 0}}", "nodes"),
         ("kinds: {train: {sbatch: {nodes: 2}}}", "'nodes'"),
         ("defaults: [gpus]", "not a mapping"),
@@ -74,6 +74,8 @@ def test_what_sbatch_is_asked_for_by_shared_and_by_packed_jobs() -> None:
     shared = load_resources(None, ["train.nodes=2", "train.tasks_per_node=4", "train.gpus=h100:4"]).kinds["train"]
     assert shared.processes == 8
     assert {"nodes": 2, "ntasks-per-node": 4, "gpus-per-node": "h100:4"}.items() <= sbatch_options(shared).items()
-    packed = load_resources(None, ["probe.pack=3"]).kinds["probe"]
+    kinds = load_resources(None, ["pack=3"]).kinds
+    assert {kind for kind, wanted in kinds.items() if wanted.pack == 1} == {"report"}
+    packed = kinds["probe"]
     assert packed.processes == 1
     assert {"nodes": 1, "ntasks-per-node": 3, "gpus-per-node": 1}.items() <= sbatch_options(packed).items()

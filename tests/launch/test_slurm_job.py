@@ -171,15 +171,43 @@ def test_only_a_job_that_nobody_cancelled_asks_for_a_requeue(
     assert len(calls) == asked
 
 
-def test_a_requeue_that_a_neighbour_has_asked_for_is_no_failure(store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
-    def refuse(*words: str, seconds: float) -> None:
-        raise SlurmError("Job is pending")
+def test_a_requeue_is_asked_for_until_the_controller_answers(store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
+    answers: list[bool] = []
 
-    monkeypatch.setattr(slurm_job, "command", refuse)
+    def stubborn(*words: str, seconds: float) -> None:
+        answers.append(len(answers) == 2)
+        if not answers[-1]:
+            raise SlurmError("Unable to contact slurm controller")
+
+    monkeypatch.setattr(slurm_job, "command", stubborn)
+    monkeypatch.setattr(slurm_job, "own_state", lambda: "")
     monkeypatch.setattr(slurm_job, "END_PATIENCE_SECONDS", 0.0)
+    monkeypatch.setattr(slurm_job.time, "sleep", lambda _: None)
     stop = JobStop()
     stop.signals = {signal.SIGUSR2}
-    for known, word in (("COMPLETING", "its requeue is under way"), ("RUNNING", "could not be requeued: Job is pending")):
-        monkeypatch.setattr(slurm_job, "own_state", lambda known=known: known)
-        _stopped(store, "train-a", "77", stop, "interrupted")
-        assert word in slurm_job.attempts(store, "train-a")[-1]["reason"]
+    _stopped(store, "train-a", "77", stop, "interrupted")
+    assert answers == [False, False, True]
+    assert slurm_job.attempts(store, "train-a")[-1]["event"] == "requeued"
+
+
+@pytest.mark.parametrize(
+    ("known", "reason"),
+    [
+        ("COMPLETING", "time limit near (SIGUSR2); requeued"),  # a packed neighbour was faster
+        ("RUNNING", "time limit near (SIGUSR2), and could not be requeued: Requeue is disabled"),
+    ],
+)
+def test_a_refused_requeue_is_a_failure_only_if_nobody_else_asked(
+    store: Store, monkeypatch: pytest.MonkeyPatch, known: str, reason: str
+) -> None:
+    def refuse(*words: str, seconds: float) -> None:
+        raise SlurmError("Requeue is disabled")
+
+    monkeypatch.setattr(slurm_job, "command", refuse)
+    monkeypatch.setattr(slurm_job, "own_state", lambda: known)
+    for name in ("END_PATIENCE_SECONDS", "ANSWER_PATIENCE_SECONDS"):
+        monkeypatch.setattr(slurm_job, name, 0.0)
+    stop = JobStop()
+    stop.signals = {signal.SIGUSR2}
+    _stopped(store, "train-a", "77", stop, "interrupted")
+    assert slurm_job.attempts(store, "train-a")[-1]["reason"] == reason

@@ -48,8 +48,15 @@ class Cluster:
         done = self.script("stop", name)
         assert done.returncode == 0, done.stderr
 
-    def ask(self, *command: str) -> str:
-        return subprocess.run(command, capture_output=True, text=True, timeout=60, check=True).stdout
+    def ask(self, *command: str, tries: int = 6) -> str:
+        """Run a SLURM command; on a machine with too much to do the controller may miss one call."""
+        for left in reversed(range(tries)):
+            done = subprocess.run(command, capture_output=True, text=True, timeout=120, check=False)
+            if done.returncode == 0:
+                return done.stdout
+            if left:
+                time.sleep(5)
+        raise AssertionError(f"{' '.join(command)}: {done.stderr}")
 
     def tasks(self, states: str = "all") -> dict[str, tuple[str, str]]:
         """Return {task id: (state, job name)} of everything the controller knows in these states."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shutil
 import subprocess
 import sys
 import time
@@ -30,27 +31,33 @@ from ablation.store import Store
 pytestmark = [pytest.mark.slurm, pytest.mark.timeout(1200)]
 
 
-def test_submitting_command_killed_between_two_submissions(cluster: Cluster, tmp_path: Path, finished_cell: Path) -> None:
-    """Killed by SIGKILL once two of five calls are made; the same command again submits what is missing, and all of it runs."""
-    runs = tmp_path / "runs"
-    command = [*cell_command(runs), "--launcher", "slurm", *ONE_CPU, "--resource", "tokenizer.sbatch={hold: true}"]
-    process = subprocess.Popen([sys.executable, "-m", *command], env=environment(), cwd=ROOT, stdout=subprocess.DEVNULL)
+def test_command_killed_between_two_submissions_and_code_edited_after_it(cluster: Cluster, tmp_path: Path, finished_cell: Path) -> None:
+    """Killed by SIGKILL once two of five calls are made; the same command again submits what is missing, and what is pinned runs."""
+    checkout, runs = tmp_path / "checkout", tmp_path / "runs"
+    for name in ("ablation", "stages", "reports"):
+        shutil.copytree(ROOT / name, checkout / name, ignore=shutil.ignore_patterns("__pycache__"))
+    command = [sys.executable, "-m", *cell_command(runs), "--launcher", "slurm", *ONE_CPU, "--resource", "tokenizer.sbatch={hold: true}"]
+    own = {**os.environ, "PYTHONPATH": str(checkout)}
+    process = subprocess.Popen(command, env=own, cwd=checkout, stdout=subprocess.DEVNULL)
     while len(list(runs.glob("slurm/cell/*/submitted.json"))) < 2:
         assert process.poll() is None, "the command ended before it could be killed"
         time.sleep(0.005)
     process.kill()
     process.wait()
-    before = len(cluster.live())
-    assert 2 <= before < 5
-    again = run(command)
-    assert again.code == 0, again.err
+    assert 2 <= len(cluster.live()) < 5
+    subprocess.run(command, env=own, cwd=checkout, check=True, stdout=subprocess.DEVNULL)
     assert len(cluster.live()) == 5  # four jobs and the report, none of them twice
+    for name in ("ablation/jobs/tokenizer.py", "ablation/jobs/train.py", "ablation/launch/worker.py", "ablation/launch/slurm_job.py"):
+        with (checkout / name).open("a") as file:
+            file.write("\nraise RuntimeError('the edited code ran')\n")
+    (checkout / "stages" / "patch_pca.py").write_text("raise RuntimeError('the edited stage was read')\n")
     cluster.ask("scontrol", "release", task_of(runs, job_of(runs, "tokenizer")))
     cluster.idle()
     assert_undisturbed(runs, finished_cell)
     assert all(starts(Store(runs), job) == 1 for job in Store(runs).jobs())
 
 
+@pytest.mark.slow
 def test_slurmd_that_dies_in_mid_training(cluster: Cluster, half_done: Path, finished_cell: Path) -> None:
     """The training outlives it; whether SLURM takes the job back before it ends or not, the result is the same, and the probe runs."""
     assert submit_cell(half_done, *EVERY_STEP).code == 0
