@@ -152,4 +152,6 @@ def _position(definition: SweepDefinition, variant: Variant, config: Config) -> 
     """Return where a variant stands on the figure's horizontal axis."""
     if definition.axis is None or definition.axis.of is None:
         return variant.x
+    if variant.name == definition.axis.level:
+        return None
     return float(spell(definition.axis.of, config))

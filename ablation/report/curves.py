@@ -41,6 +41,7 @@ class Axis:
     title: str
     scale: str = "log"
     ticks: tuple[str, ...] = ()
+    levels: tuple[tuple[str, float], ...] = ()  # lines across our panel: words and height
 
 
 LATENT_DIM = Axis("latent dimension d, numbers per token (log axis)")
@@ -90,6 +91,7 @@ def draw_panels(
             axes = figure.add_axes((left, 0.205, width, 0.56))
             heading(axes, text)
             _draw_curves(axes, curves_shown, names, axis)
+            _draw_levels(axes, axis.levels if curves_shown is ours else ())
         title(figure, words, used)
         handles = [
             Line2D([], [], color=shade, marker=marker, ls=dashes, lw=1.5, ms=6, label=name)
@@ -128,6 +130,15 @@ def _draw_curves(axes: Axes, series: Mapping[str, Points], names: Sequence[str],
         middle = (low + high) / 2
         axes.set_ylim(middle - LEAST_SPAN / 2, middle + LEAST_SPAN / 2)
     axes.yaxis.set_major_locator(MaxNLocator(7, steps=[1, 2, 2.5, 5, 10]))
+
+
+def _draw_levels(axes: Axes, levels: Sequence[tuple[str, float]]) -> None:
+    """Draw a line across for what has no place on the axis, with its words at the right end."""
+    for words, height in levels:
+        axes.axhline(height, color=SOFT, lw=1.2, ls=(0, (2, 2)))
+        axes.annotate(
+            words, (1, height), (-2, 3), ("axes fraction", "data"), textcoords="offset points", ha="right", fontsize=8.5, color=SOFT
+        )
 
 
 def _scale_axis(axes: Axes, places: Sequence[float], axis: Axis) -> None:
@@ -178,12 +189,27 @@ def sweep_figure(sweep: Sweep, published: Published) -> Figure | None:
         entry = published.find(sweep.definition.paper_table, spot.row.name, spot.paper)
         if entry is not None and entry.value is not None:
             paper.setdefault(spot.row.title, []).append((x, entry.value, None))
+    if asked.scale != "ordinal" and asked.of is not None:
+        paper = _paper_points(sweep, published)
     if not any(len(points) >= 2 for points in ours.values()):
         return None
     names = [row.title for row in sweep.definition.rows]
     shown = {name: points for name, points in paper.items() if len(points) >= 2}
-    axis = Axis(asked.title, asked.scale, ticks)
+    off = (
+        (spot.row.title, measure(spot.measured, sweep.definition.metric).mean) for spot in sweep.spots if spot.variant.name == asked.level
+    )
+    axis = Axis(asked.title, asked.scale, ticks, tuple((words, height) for words, height in off if height is not None))
     return draw_panels(sweep.definition.title, names, (ours, shown), axis, sweep.used, published, _sweep_holes(sweep))
+
+
+def _paper_points(sweep: Sweep, published: Published) -> dict[str, Points]:
+    """Collect the paper's own curves, whose columns are places on the axis, also where our scale has no such variant."""
+    titles = {row.name: row.title for row in sweep.definition.rows}
+    found: dict[str, Points] = {}
+    for entry in published.entries:
+        if entry.table == sweep.definition.paper_table and entry.row in titles and entry.value is not None:
+            found.setdefault(titles[entry.row], []).append((float(entry.column), entry.value, None))
+    return {title: sorted(points) for title, points in found.items()}
 
 
 def _sweep_holes(sweep: Sweep) -> str:

@@ -148,18 +148,20 @@ def subtitle(records: Sequence[Record]) -> str:
     done = [record for record in records if record["state"] == "done"]
     if not done:
         return "No results yet"
-    datasets = " | ".join(sorted({_images(record) for record in done}))
+    sizes: dict[str, set[int]] = {}
+    for record in done:
+        sizes.setdefault(_dataset(record), set()).add(int(record["protocol"]["image_size"]))
+    datasets = " | ".join(f"{name}, {', '.join(map(str, sorted(found)))} px" for name, found in sorted(sizes.items()))
     seeds = ", ".join(str(seed) for seed in sorted({record["seed"] for record in done}))
     scale = scale_of(records)
     warning = "" if scale == "paper" else ", not comparable with the paper's numbers"
     return f"{datasets} · {scale} scale{warning} · seeds {seeds}"
 
 
-def _images(record: Record) -> str:
-    """Name a record's images and their size, composites as such."""
-    protocol = record["protocol"]
-    composite = " (generated composites)" if is_composite(record) and "composite" not in str(protocol["dataset"]) else ""
-    return f"{protocol['dataset']}{composite}, {protocol['image_size']} px"
+def _dataset(record: Record) -> str:
+    """Name a record's images, composites as such."""
+    name = str(record["protocol"]["dataset"])
+    return f"{name} (generated composites)" if is_composite(record) and "composite" not in name else name
 
 
 def heading(axes: Axes, text: str) -> None:

@@ -53,11 +53,15 @@ class CitedLine(Definition):
 
 
 class Axis(Definition):
-    """The horizontal axis of a study's figure; `of` names a setting in braces, unless the variants give their own x."""
+    """The horizontal axis of a study's figure; `of` names a setting in braces, unless the variants give their own x.
+
+    level: a variant that has no place on the axis and is drawn as a line across.
+    """
 
     title: str
     scale: Literal["linear", "log", "ordinal"]
     of: str | None = None
+    level: str | None = None
 
 
 class SweepColumn(Definition):

@@ -195,6 +195,27 @@ def test_curves_hold_the_tables_numbers(placed: Any) -> None:
     assert sweep_figure(sweeps_of(records[:1])[0], PAPER) is None
 
 
+def test_what_has_no_place_on_the_axis_is_a_line_across(placed: Any) -> None:
+    """A process of all noise levels has no single sigma."""
+    one = "single_noise_level"
+    records = [placed("sigma", "multi_level", "all", value=31.5, overrides={})]
+    records += [placed("sigma", one, column, stage=one, x=x) for column, x in (("0.1", 0.1), ("1", 1.0))]
+    (sweep,) = sweeps_of(records)
+    figure = sweep_figure(sweep, PAPER)
+    assert figure is not None
+    axes = figure.axes[0]
+    assert [tick.get_text() for tick in axes.get_xticklabels()] == ["0.1", "1"]
+    assert any(line.get_ydata()[0] == 31.5 for line in axes.lines)
+    assert "all levels" in [text.get_text() for text in axes.texts]
+
+
+def test_the_papers_curve_is_whole_where_our_scale_has_fewer_points(placed: Any) -> None:
+    records = [placed("fig5", "pixels", column, value=20.0, paper=str(int(x)), x=x) for column, x in (("half", 12.0), ("full", 48.0))]
+    figure = sweep_figure(sweeps_of(records)[0], PAPER)
+    assert figure is not None
+    assert [tick.get_text() for tick in figure.axes[1].get_xticklabels()] == ["8", "12", "16", "32", "48", "64", "128", "192", "256", "768"]
+
+
 def test_latex_can_spell_every_definition() -> None:
     letters = {letter for name in sweep_names() for letter in (sweeps_folder() / f"{name}.yaml").read_text(encoding="utf-8")}
     assert {letter for letter in letters if not letter.isascii()} <= set(LATEX)
