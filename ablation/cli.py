@@ -13,6 +13,7 @@ import typer
 
 from ablation.commands.bundle import bundle
 from ablation.commands.cache import cache
+from ablation.commands.calibrate import calibrate
 from ablation.commands.check import check
 from ablation.commands.new_stage import new_stage
 from ablation.commands.probe import probe
@@ -294,6 +295,7 @@ app.command("bundle")(bundle)
 app.command("cancel")(cancel)
 app.command("retry")(retry)
 app.command("cache")(cache)
+app.command("calibrate")(calibrate)
 
 
 def main() -> NoReturn:

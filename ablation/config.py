@@ -111,6 +111,9 @@ class DenoiserConfig(Section):
     )
     class_conditional: bool = Field(True, description="condition on class labels")
     class_dropout: float = Field(0.1, ge=0, lt=1, description="share of labels replaced by the null class in training")
+    activation_checkpointing: bool = Field(
+        False, description="compute each block anew in the backward pass, for memory; the numbers stay the same, so it is in no key"
+    )
 
 
 class TrainConfig(Section):
@@ -127,6 +130,7 @@ class TrainConfig(Section):
     clip_grad: float | None = Field(None, gt=0, description="clip the gradient's global norm (None: off)")
     ema_decay: float = Field(0.9999, ge=0, lt=1, description="decay of the weights' moving average")
     precision: Precision = Field("bf16", description="arithmetic of matrix products in training")
+    compile: bool = Field(False, description="compile the network with torch.compile: faster after minutes, other rounding")
 
 
 class ProbeConfig(Section):

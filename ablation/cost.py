@@ -20,6 +20,9 @@ _LITE0 = ((1, 3, 1, 16, 1), (2, 3, 6, 24, 2), (2, 5, 6, 40, 2), (3, 3, 6, 80, 2)
 """EfficientNet-Lite0's stages: blocks, kernel, expansion, channels, stride (Tan & Le 2019, Table 1, without attention)."""
 _LITE0_STEM = 32
 _DISCRIMINATOR_WIDTH = 64
+_BLOCK_BYTES = {"fp32": 81.0, "bf16": 62.0}
+_CHECKPOINTED_BYTES = {"fp32": 4.5, "bf16": 6.0}  # a block's input, and its modulation
+_ENDS_BYTES = 13.0
 
 
 @dataclass(frozen=True)
@@ -120,6 +123,17 @@ def denoiser_step(config: Config, num_classes: int) -> float:
         if process.image_loss_units == "latent" or (process.target == "original" and process.residual_weight != 1):
             flops += 2 * linear(patch, patch, tokens).forward  # the residual in the PCA basis, and its gradient
     return flops
+
+
+def activation_bytes(config: Config, precision: str) -> float:
+    """Return the memory that one image holds between the forward and the backward pass of the denoiser, in bytes.
+
+    Counted for fused attention, without the products of a compiler; the factors are bytes per token and width, measured.
+    """
+    width, depth, _ = SIZES[config.denoiser.size]
+    block, kept = _BLOCK_BYTES[precision], _CHECKPOINTED_BYTES[precision]
+    held = depth * kept + block if config.denoiser.activation_checkpointing else depth * block
+    return config.tokens * width * (held + _ENDS_BYTES)
 
 
 def denoiser_call(config: Config, num_classes: int) -> float:

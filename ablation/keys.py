@@ -15,8 +15,8 @@ from typing import Any
 
 from ablation.config import Config, field_names, get_value
 
-EXCLUDED = ("data.path", "tokenizer.perceptual_path", "fid.extractor_path", "denoiser.init_path")
-"""Settings that say where something lies, never what it is; no key contains them."""
+EXCLUDED = ("data.path", "tokenizer.perceptual_path", "fid.extractor_path", "denoiser.init_path", "denoiser.activation_checkpointing")
+"""Settings that say where something lies or how it is computed, never what it is; no key contains them."""
 
 KIND_VERSIONS = {
     "reference": 1,

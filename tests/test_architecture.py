@@ -71,7 +71,7 @@ LAYERS = (
 LIGHT = (
     "errors config store keys stage discover cost checks design layouts plan study collect results_folder verify status terminal cli "
     "data.folder_index data.storage commands.cache "
-    "rates pricing denoiser.sizes commands.plan_cost commands.report commands.verify data.fingerprint data.sources "
+    "rates pricing denoiser.sizes commands.plan_cost commands.calibrate commands.report commands.verify data.fingerprint data.sources "
     "coalitions diffusion.feasible tokenizers.checks launch.base launch.inline launch.local launch.watch launch.worker "
     "launch.together commands.slurm "
     "parts protocols scaffold schema completion commands.schema execute api commands.check commands.new_stage "

@@ -236,4 +236,5 @@ def build_denoiser(cfg: DenoiserConfig, in_dim: int, out_dim: int, grid: int, nu
         modulation_ratio=cfg.modulation_ratio,
         encoder_depth=cfg.encoder_depth,
         num_classes=num_classes if cfg.class_conditional else 0,
+        checkpoint_activations=cfg.activation_checkpointing,
     )

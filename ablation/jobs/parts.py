@@ -119,6 +119,7 @@ def initial_denoiser(path: Path, wanted: DiT) -> DiT:
             f"denoiser.init_path holds a network with {name} = {theirs[name]}, but this cell's has {ours[name]}",
             "Choose denoiser.size, denoiser.modulation_ratio, process.learned_variance and the tokenizer to match it.",
         )
+    read.checkpoint_activations = wanted.checkpoint_activations
     return read
 
 

@@ -5,7 +5,10 @@ from __future__ import annotations
 import json
 from typing import Any
 
-from ablation.config import TrainConfig
+import torch
+
+from ablation import cost
+from ablation.config import Config, TrainConfig
 from ablation.data.latents import LatentBatches
 from ablation.diffusion.objective import DenoisingObjective
 from ablation.jobs.context import JobIO
@@ -14,7 +17,10 @@ from ablation.store import CURVE, DENOISER, DENOISER_AVERAGE
 from ablation.train.loop import Recipe, Trainer
 from ablation.train.noise import stream_seed
 
-CPU_MICRO_BATCH, GPU_MICRO_BATCH = 64, 256
+CPU_MICRO_BATCH, LARGEST_MICRO_BATCH = 64, 1024
+USABLE_MEMORY = 0.8  # share of a GPU's memory; the rest is the allocator's and the libraries'
+TEMPORARY = 1.25  # what a backward pass needs beside what the forward pass left
+STATE_BYTES = 20  # per parameter: weight, gradient, AdamW's two moments, and the average
 
 
 def total_steps(train: TrainConfig, images: int) -> int:
@@ -37,9 +43,26 @@ def make_recipe(io: JobIO, images: int) -> Recipe:
         ema_decay={"denoiser": train.ema_decay},
         precision=train.precision,
         seed=stream_seed(io.seed, "training"),
-        micro_batch=min(train.global_batch, CPU_MICRO_BATCH if io.device.type == "cpu" else GPU_MICRO_BATCH),
+        micro_batch=min(train.global_batch, micro_batch(io.config, io.device)),
         checkpoint_seconds=io.checkpoint_seconds,
     )
+
+
+def micro_batch(config: Config, device: torch.device) -> int:
+    """Return how many images go through the network at once: on a GPU as many as its memory holds, a power of two.
+
+    Results do not depend on it beyond rounding: noise belongs to the image's position in training.
+    """
+    if device.type == "cpu":
+        return CPU_MICRO_BATCH
+    return fitting_batch(config, torch.cuda.get_device_properties(device).total_memory)
+
+
+def fitting_batch(config: Config, memory_bytes: int) -> int:
+    """Return the largest power of two of images whose training step fits a GPU's memory, at least 1."""
+    state = STATE_BYTES * cost.denoiser(config, 0).parameters
+    images = (USABLE_MEMORY * memory_bytes - state) / (TEMPORARY * cost.activation_bytes(config, config.train.precision))
+    return min(LARGEST_MICRO_BATCH, 2 ** max(0, int(images).bit_length() - 1)) if images >= 1 else 1
 
 
 def make_trainer(io: JobIO) -> Trainer:
@@ -50,6 +73,8 @@ def make_trainer(io: JobIO) -> Trainer:
     if (random_crops := config.data.augmentation == "random_resized_crop") or config.process.target == "original":
         io.log(images.where_from(random_crops))
     denoiser = setting.fresh_denoiser(images.num_classes, io.seed).to(io.device)
+    if config.train.compile:
+        denoiser.compile()  # in place: names of weights, checkpoints and files stay what they are
     num_classes = images.num_classes if config.denoiser.class_conditional else 0
     objective = DenoisingObjective(
         denoiser, setting.process, setting.space, num_classes=num_classes, class_dropout=config.denoiser.class_dropout
