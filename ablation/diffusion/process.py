@@ -123,20 +123,20 @@ class Process:
         return at(self.mixture[0], t, z0) * z0 + at(self.mixture[1], t, z0) * noise
 
     def clean_from_mixture(self, z_t: Tensor, t: Tensor, target: Tensor) -> Tensor:
-        """Solve Eq. 1 and target = a z_0 + b noise for z_0; zero where the divisor is below MIN_GAMMA."""
+        """Solve Eq. 1 and target = a z_0 + b noise for z_0; zero where the divisor is below MIN_GAMMA. (B, N, d), t (B,)."""
         assert self.mixture is not None
         divisor = self.divisor[t]
         inverse = torch.where(divisor.abs() < MIN_GAMMA, 0.0, 1 / torch.where(divisor.abs() < MIN_GAMMA, 1.0, divisor))
         return (at(self.mixture[1], t, z_t) * z_t - at(self.sigma, t, z_t) * target) * expand(inverse, z_t)
 
     def clean_from_noise(self, z_t: Tensor, t: Tensor, noise: Tensor) -> Tensor:
-        """Solve Eq. 1 for z_0; zero where gamma_t < MIN_GAMMA, since there the noise says nothing of z_0."""
+        """Solve Eq. 1 for z_0; zero where gamma_t < MIN_GAMMA, since there the noise says nothing of z_0. (B, N, d), t (B,)."""
         gamma = self.gamma[t]
         inverse = torch.where(gamma < MIN_GAMMA, 0.0, 1 / gamma.clamp(min=MIN_GAMMA))
         return (z_t - at(self.sigma, t, z_t) * noise) * expand(inverse, z_t)
 
     def noise_from_clean(self, z_t: Tensor, t: Tensor, z0: Tensor) -> Tensor:
-        """Solve Eq. 1 for the noise; zero where sigma_t = 0, that is at t = 0, which holds no noise."""
+        """Solve Eq. 1 for the noise; zero where sigma_t = 0, that is at t = 0, which holds no noise. (B, N, d), t (B,)."""
         sigma = self.sigma[t]
         inverse = torch.where(sigma > 0, 1 / sigma.clamp(min=1e-30), 0.0)
         return (z_t - at(self.gamma, t, z_t) * z0) * expand(inverse, z_t)

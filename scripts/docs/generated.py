@@ -67,7 +67,7 @@ def settings() -> str:
     for name in Config.model_fields:
         section = type(getattr(default, name))
         rows = [_setting(name, field, info) for field, info in section.model_fields.items()]
-        parts.append(f"## {name}\n\n{section.__doc__}\n\n" + table(("Setting", "Takes", "Default", "Elsewhere", "Meaning"), rows))
+        parts.append(f"## {name}\n\n{section.__doc__}\n\n" + table(("Setting", "Meaning", "Takes", "Default", "Set by"), rows))
     return "\n".join(parts)
 
 
@@ -81,7 +81,7 @@ def _setting(section: str, field: str, info: FieldInfo) -> tuple[str, ...]:
     steps = [f"[`{stage.name}`](stages.md#{stage.name})" for stage in tree().ordered() if path in stage.changes]
     meaning = (info.description or "") + (f". Changed by {', '.join(steps)}" if steps else "")
     shown = f'<span id="{path}"></span>`{path}`'
-    return shown, takes(info.annotation, info.metadata), f"`{as_typed(default)}`", "<br>".join(elsewhere), meaning
+    return shown, meaning, takes(info.annotation, info.metadata), f"`{as_typed(default)}`", "<br>".join(elsewhere)
 
 
 @cache
