@@ -10,16 +10,18 @@ import contextlib
 import random
 import threading
 from collections.abc import Iterator
+from typing import Any
 
 import numpy as np
 import torch
-from PIL import Image
+from PIL import Image, ImageOps
 from torch import Tensor
 
 import ablation.torchvision_compat  # noqa: F401  before timm, which imports torchvision
 from ablation.config import FinetuneConfig
 from ablation.data.images import ImageSet
 from ablation.data.latents import to_tensor
+from ablation.errors import ConfigError
 from ablation.train.noise import BLOCK, NoiseSource, stream_seed
 
 from timm.data.auto_augment import rand_augment_transform  # isort: skip
@@ -90,8 +92,7 @@ class FinetuneBatches:
         """Apply RandAugment to each image, (B, H, W, 3) uint8."""
         if self.cfg.rand_augment is None:
             return pixels
-        settings = {"translate_const": int(TRANSLATION * pixels.shape[1]), "img_mean": GREY}
-        transform = rand_augment_transform(self.cfg.rand_augment, settings)
+        transform = _rand_augment(self.cfg.rand_augment, pixels.shape[1])
         done = []
         for image, position in zip(pixels, positions, strict=True):
             with seeded(stream_seed(seed, "rand augment", position)):
@@ -122,3 +123,25 @@ class FinetuneBatches:
                 if last > first:  # timm mixes the images in place
                     _, targets[first:last] = mix(images[first:last], labels[first:last])
         return images, targets
+
+
+def _rand_augment(text: str, size: int) -> Any:
+    """Build timm's RandAugment for images of `size` pixels; its posterising keeps at least one bit, as Pillow refuses none.
+
+    Raises ConfigError where timm cannot read the text.
+    """
+    try:
+        transform = rand_augment_transform(text, {"translate_const": int(TRANSLATION * size), "img_mean": GREY})
+    except (AssertionError, ValueError, KeyError) as error:
+        raise ConfigError(
+            f"finetune.rand_augment = '{text}' cannot be read by timm: {error}", "Write it as rand-m9-mstd0.5-inc1."
+        ) from None
+    for operation in transform.ops:
+        if operation.name.startswith("Posterize"):
+            operation.aug_fn = _posterize
+    return transform
+
+
+def _posterize(image: Image.Image, bits: int, **_: Any) -> Image.Image:
+    """Keep the highest bits of every channel, at least one."""
+    return image if bits >= 8 else ImageOps.posterize(image, max(1, bits))

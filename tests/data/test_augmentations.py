@@ -12,6 +12,7 @@ import torch
 from ablation.config import DataConfig, FinetuneConfig
 from ablation.data.augmentations import FinetuneBatches, seeded
 from ablation.data.images import open_images
+from ablation.errors import ConfigError
 from ablation.train.noise import NoiseSource
 
 IMAGES = open_images(DataConfig(image_size=16, train_images=80, test_images=16), "train")
@@ -95,6 +96,17 @@ def test_threads_draw_the_same_side_by_side():
         found = list(threads.map(lambda start: batch(start, 32), [0, 32, 0, 32, 0, 32]))
     for one in found[2:]:
         assert any(torch.equal(one["images"], first["images"]) and torch.equal(one["targets"], first["targets"]) for first in found[:2])
+
+
+def test_the_strongest_rand_augment_runs():
+    """At full magnitude timm posterises to no bits at all, which Pillow refuses."""
+    found = batch(0, 80, rand_augment="rand-m10-inc1-n3", random_erasing=0.0, mixup=0.0, cutmix=0.0)
+    assert torch.isfinite(found["images"]).all()
+
+
+def test_a_rand_augment_that_timm_cannot_read_is_named():
+    with pytest.raises(ConfigError, match=r"finetune\.rand_augment = 'rand-z9' cannot be read"):
+        batch(0, 2, rand_augment="rand-z9")
 
 
 def test_seeding_is_undone_after_an_error():
