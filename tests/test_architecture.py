@@ -242,3 +242,9 @@ def test_settings_have_no_second_default(path):
 
 def mentions_config(node: ast.AST) -> bool:
     return any(isinstance(part, ast.Name) and part.id in ("config", "cfg", "settings") for part in ast.walk(node))
+
+
+def test_test_files_have_names_of_their_own():
+    """Without packages, pytest imports a test file by its bare name: two of one name stop the whole suite."""
+    names = [path.name for path in Path(__file__).parent.rglob("test_*.py")]
+    assert sorted(set(names)) == sorted(names)
