@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import sys
 from dataclasses import replace
 from itertools import pairwise
 
@@ -165,11 +164,14 @@ def test_the_root_has_nothing_to_check(smoke_tree):
 
 @pytest.mark.slow
 def test_places_exchanged_on_the_path_fail_unless_the_two_commute(workshop):
-    """Two neighbours exchanged are found by requires, labels or effects; what is not found is another way to the same place."""
-    for one, two in PAIRS:
-        tree = exchanged_places(workshop.tree, one, two)
-        if not found_out(workshop, tree, (one, two)):
-            assert tree.resolve(one) == workshop.tree.resolve(two) or (one, two) in ALIKE
+    """Two neighbours exchanged are found by requires, labels or effects; what is not found is another way to the same place.
+
+    The exception are two tokenizers: each stage does replace one by another, in either order.
+    """
+    unseen = {pair: exchanged_places(workshop.tree, *pair) for pair in PAIRS}
+    unseen = {pair: tree for pair, tree in unseen.items() if not found_out(workshop, tree, pair)}
+    elsewhere = {pair for pair, tree in unseen.items() if tree.resolve(pair[0]) != workshop.tree.resolve(pair[1])}
+    assert elsewhere == {("patch_vae", "patch_ae"), ("patch_ae", "patch_pca")}
 
 
 @pytest.mark.slow
@@ -198,5 +200,4 @@ def found_out(workshop, tree, names):
     verdicts = [check_stage(Workshop(tree, workshop.store), tree.stage(name)) for name in names]
     failed = [verdict for verdict in verdicts if not verdict.passed]
     assert all(f"stage '{verdict.stage}'" in problem for verdict in failed for problem in verdict.problems)
-    print(names, [verdict.problems for verdict in verdicts], file=sys.stderr)
     return bool(failed)
