@@ -42,7 +42,7 @@ def _evidence(store: Store, document: Mapping[str, Any]) -> Iterator[str]:
             if job in seen or store.state(job).name != "done":
                 continue
             seen.add(job)
-            done, folder, where = store.done(job), store.job_folder(job), f"{_cell_name(cell)}, {role} ({job})"
+            done, folder, where = store.done(job), store.job_folder(job), f"{_cell_name(cell, document)}, {role} ({job})"
             for name, value in done.get("sha256", {}).items():
                 if (folder / name).is_file() and sha256(folder / name) != value:
                     yield f"{where}: {name} is not the file that the job wrote: its SHA-256 differs from the one in {DONE}"
@@ -81,7 +81,7 @@ def _records(store: Store, document: Mapping[str, Any], records: list[dict[str, 
         elif cell not in fresh:
             yield f"{RESULTS}: cell {cell} is not in the study"
         else:
-            where = _cell_name(given[cell])
+            where = _cell_name(given[cell], document)
             for path, ours, theirs in leaf_differences(fresh[cell], given[cell]):
                 yield f"{RESULTS}: {where}: {path} is {_shown(theirs)} in the file, {_shown(ours)} from the run folder"
 
@@ -101,10 +101,10 @@ def _shown(value: Any) -> str:
     return text if len(text) <= 80 else f"{text[:77]}..."
 
 
-def _cell_name(cell: Mapping[str, Any]) -> str:
-    """Name a cell by stage or control, seed and settings."""
+def _cell_name(cell: Mapping[str, Any], document: Mapping[str, Any]) -> str:
+    """Name a cell by stage or control, seed, and the settings that set it apart from the rest of its study."""
     name = f"control {cell['control']}" if cell["control"] else f"stage {cell['stage']}"
-    settings = ", ".join(f"{path} = {value}" for path, value in sorted(cell["overrides"].items()))
+    settings = ", ".join(f"{path} = {value}" for path, value in sorted(cell["overrides"].items()) if path not in document["settings"])
     return f"{name}, seed {cell['seed']}" + (f" ({settings})" if settings else "")
 
 
