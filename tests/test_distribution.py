@@ -11,8 +11,7 @@ import zipfile
 from pathlib import Path
 
 import pytest
-from commands import SINGLE_LEVEL, set_options
-from conftest import TINY
+from commands import SINGLE_LEVEL, TINY, set_options
 
 ROOT = Path(__file__).resolve().parent.parent
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(1800)]
