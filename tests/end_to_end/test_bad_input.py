@@ -63,7 +63,7 @@ def images(tmp_path: Path) -> Path:
         (["--seeds", "one"], "--seeds 'one' is not a list of whole numbers. Write --seeds 0,1,2"),
         (["--scale", "smokey"], "unknown scale 'smokey'. Did you mean smoke?"),
         (["--launcher", "lokal"], "unknown launcher 'lokal'. Did you mean local?"),
-        (["--table", "7"], "--table 7 does not exist. Give 1, 2 or 3."),
+        (["--table", "7"], "--table 7 does not exist. Give one of 1, 2, 3, augmentation, "),
         (["--data", "/no/such/folder"], "--data '/no/such/folder' is neither a folder nor a data source"),
         (["--data", "folder:/no/such/folder"], "data.path '/no/such/folder' does not exist"),
         (["--data", "folder"], "data.source 'folder' needs data.path"),

@@ -71,13 +71,15 @@ def test_an_input_that_is_missing_or_damaged_is_named(make_study, runs):
     assert "tokenizer.safetensors is unreadable" in study.store.state(encode).reason
 
 
-def test_a_stage_file_that_changed_since_the_plan_is_refused(make_study, plugin, runs):
+def test_a_part_that_changed_since_the_plan_is_refused(make_study, plugin, runs):
     stage = plugin("pass")
     study = make_study(runs, only=("own",), stages=(str(stage),))
-    stage.write_text(stage.read_text() + "# a remark\n")
+    part = stage.parent / "_own.py"
+    part.write_text(part.read_text() + "# a remark\n")
     job = study.plan.roles["own-s0"]["tokenizer"]
     assert execute(study.store, job) == "failed"
-    assert f"the stage file {stage} of stage 'own' changed since the job was planned" in study.store.state(job).reason
+    assert str(part) in study.store.state(job).reason
+    assert "changed since the job was planned" in study.store.state(job).reason
 
 
 @pytest.mark.parametrize(
@@ -133,7 +135,7 @@ def test_the_first_stop_is_noted_and_a_second_interrupt_does_not_wait():
 
 def test_the_checkpoint_interval_is_in_no_specification(make_study, runs):
     study = make_study(runs)
-    assert all("checkpoint" not in json.dumps(study.store.spec(job)) for job in study.plan.jobs)
+    assert all("checkpoint_seconds" not in json.dumps(study.store.spec(job)) for job in study.plan.jobs)
     assert CHECKPOINT_SECONDS == 60
 
 
