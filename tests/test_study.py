@@ -188,7 +188,8 @@ def test_a_design_alone_brings_what_it_is_compared_with(runs):
     assert alone["changes"] == {"tokenizer.perceptual_weight": [1.0, 0.0]}
     assert {cell["stage"] for cell in document["cells"] if cell["control"]} == {"drop_class_conditioning"}
     records = {record["cell"]: record for record in collect(study.store, document)}
-    assert records["baseline-s0"]["designs"] == [{"design": "add_one", "through": "drop_perceptual_loss", "stage": None, "remark": ""}]
+    (role,) = records["baseline-s0"]["designs"]
+    assert (role["design"], role["through"], role["stage"], role["remark"]) == ("add_one", "drop_perceptual_loss", None, "")
 
 
 def test_designs_do_not_go_with_tables_grids_or_single_stages(runs):

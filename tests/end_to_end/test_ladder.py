@@ -131,6 +131,7 @@ def test_every_file_of_the_report_is_made_again_from_the_results_folder_byte_for
 
 def test_a_study_verifies_and_a_flipped_digit_is_named(ladder, runs, ablate):
     assert ladder.code == 0
+    assert ablate("report", "--runs", runs).code == 0  # the command was given again since, without a report
     good = ablate("verify", "--runs", runs)
     assert (good.code, good.out) == (0, "")
     assert "everything agrees" in good.err
