@@ -12,6 +12,7 @@ import importlib.util
 import json
 import os
 import re
+import shutil
 import subprocess
 import sys
 import tomllib
@@ -35,7 +36,7 @@ PARSED_ONLY = {
 }
 """Commands that are parsed and not run, by a pattern, and why."""
 
-LOOKS = "stages show diff plan status logs report export doctor clean".split()
+LOOKS = "stages show diff plan status logs report export doctor clean schema".split()
 """Commands that are quick on a finished study; any other is planned or parsed in the default run, and run in the slow one.
 
 `new-stage` is run before them all, since others use the files that it writes.
@@ -124,7 +125,8 @@ def placed(words: list[str], runs: Path) -> list[str]:
     """Point a command at a run folder, and what it reads from outside at pictures that are here."""
     verb, *rest = words
     rest = ["pictures" if before == "--data" and word.startswith("/") else word for before, word in pairwise([verb, *rest])]
-    return [verb, *without(rest, {"--runs": 1}), *(["--runs", str(runs)] if "--runs" in options(verb) else [])]
+    reads_runs = "--runs" in options(verb) and not {"--results", "--bundle"} & set(rest)
+    return [verb, *without(rest, {"--runs": 1}), *(["--runs", str(runs)] if reads_runs else [])]
 
 
 def tiny(words: list[str], runs: Path) -> list[str]:
@@ -145,6 +147,7 @@ def workplace(tmp_path_factory: pytest.TempPathFactory) -> Path:
     for name in ("results", "examples", "stages", "ablation", "studies"):
         if (ROOT / name).exists():
             (folder / name).symlink_to(ROOT / name)
+    shutil.copytree(ROOT / "reports", folder / "reports")  # which commands write to
     for path in files():
         for language, text, _ in code(path):
             if language == "python" and (found := re.search(SHOWN_FILE, text, re.MULTILINE)):
