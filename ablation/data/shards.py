@@ -79,7 +79,8 @@ class ShardedArray:
     def __getitem__(self, indices: np.ndarray | slice) -> np.ndarray:
         """Copy the rows of some indices (B,) or of a slice -> (B, ...)."""
         if len(self.arrays) == 1:
-            return np.array(self.arrays[0][indices])
+            found = self.arrays[0][indices]
+            return np.array(found) if isinstance(indices, slice) else found.view(np.ndarray)  # indices have copied already
         indices = np.arange(*indices.indices(len(self))) if isinstance(indices, slice) else np.asarray(indices)
         if len(indices) and (indices.min() < 0 or indices.max() >= len(self)):
             raise IndexError(f"row outside 0..{len(self) - 1}")
