@@ -65,7 +65,7 @@ import numpy as np
 from ablation.data.images import open_images
 before = peak()
 began = time.perf_counter()
-images = open_images(data, "train", cache)
+images = open_images(data, "train", cache, store=False)
 found["open"] = time.perf_counter() - began
 order = np.random.default_rng(0).permutation(len(images))[:5000]
 began = time.perf_counter()
