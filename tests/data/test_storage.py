@@ -1,11 +1,14 @@
 """Sizes and counts from the configuration alone, against what is really there."""
 
+from pathlib import Path
+
 import numpy as np
 import pytest
 
 from ablation.config import Config, DataConfig, apply
 from ablation.data import storage
 from ablation.data.images import open_images
+from ablation.discover import discover, load_scale
 from ablation.tokenizers import build_tokenizer
 from ablation.tokenizers.checks import BUILT_IN, WITHOUT_POSTERIOR
 
@@ -47,3 +50,22 @@ def test_imagenet_latents_take_what_their_numbers_take():
 
 def test_sizes_have_units():
     assert [storage.in_words(size) for size in (5, 2048, 3 * 2**20, 2**30, 5 * 2**40)] == ["5 B", "2 KiB", "3.0 MiB", "1.0 GiB", "5.00 TiB"]
+
+
+def test_the_documented_sizes_are_the_codes():
+    tree = discover(installed=False)
+    tree = tree.with_root(load_scale("paper", tree.root))
+    train, test = 1_281_167, 50_000
+    expected = {
+        "latents, convolutional VAE or patch VAE, 16 per token": storage.latent_bytes(tree.resolve("baseline"), train, test),
+        "latents, patch autoencoder, 16 per token": storage.latent_bytes(tree.resolve("patch_ae"), train, test),
+        "latents, patch PCA, 32 per token": storage.latent_bytes(tree.resolve("patch_pca"), train, test),
+        "cached centre crops, 256 px, training": storage.image_cache_bytes(256, train),
+        "cached centre crops, 256 px, validation": storage.image_cache_bytes(256, test),
+        "squares for random crops, 320 px, training": storage.image_cache_bytes(320, train),
+        "a probe's training features, width 1024 (while it runs)": storage.feature_bytes(1024, train),
+    }
+    assert storage.latent_bytes(tree.resolve("patch_vae"), train, test) == storage.latent_bytes(tree.resolve("baseline"), train, test)
+    page = (Path(__file__).parents[2] / "docs" / "data.md").read_text(encoding="utf-8")
+    for what, size in expected.items():
+        assert f"| {what} | {storage.in_words(size)} |" in page

@@ -32,6 +32,7 @@ from ablation.cli import app
 PARSED_ONLY = {
     r"--launcher slurm|^ablate (cancel|retry)\b": "needs a SLURM cluster; tests/slurm runs it on one",
     r"^ablate logs .*(-f|--follow)\b": "follows the log until it is interrupted",
+    r"^ablate cache\b": "needs a folder of images; tests/data/test_image_cache.py runs it on one",
     r"--(install|show)-completion": "changes the shell of the user; test_wheel.py does it in a home of its own",
 }
 """Commands that are parsed and not run, by a pattern, and why."""
